@@ -1,0 +1,31 @@
+"""What every command shares: one readable paragraph instead of a traceback, and the documented exit status.
+
+An exception that is meant for the user carries ``exit_status`` (``etude.data.errors``, ``etude.pretrain.errors``).
+Anything else is a bug of ours and keeps its traceback.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+
+def print_error(message: str) -> None:
+    """Prints ``error: …`` on stderr, once per node: under a launcher only local rank 0 speaks."""
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        print(f"error: {message}", file=sys.stderr, flush=True)
+
+
+def run(main: Callable[[], int | None]) -> NoReturn:
+    """Runs a command's ``main`` and ends the process with its documented exit status."""
+    try:
+        status: int | None = main() or 0
+    except KeyboardInterrupt:
+        print_error("interrupted; run the same command again to continue.")
+        status = 75
+    except Exception as error:  # noqa: BLE001 - re-raised unless it is addressed to the user
+        status = getattr(error, "exit_status", None)
+        if status is None:
+            raise
+        print_error(str(error))
+    sys.exit(status)
