@@ -4,7 +4,8 @@
 class DataError(Exception):
     """Audio, shards or labels that cannot be used.
 
-    The message is one paragraph for the user: it names the file or member, says what was expected and what to do.
+    The message is one paragraph for the user: it names the file or member, says what was expected
+    and what to do.
     """
 
     exit_status = 3

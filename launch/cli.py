@@ -1,7 +1,7 @@
-"""What every command shares: one readable paragraph instead of a traceback, and the documented exit status.
+"""What every command shares: one readable paragraph for an error, and the documented exit status.
 
-An exception that is meant for the user carries ``exit_status`` (``etude.data.errors``, ``etude.pretrain.errors``).
-Anything else is a bug of ours and keeps its traceback.
+An exception that is meant for the user carries ``exit_status`` (``etude.data.errors``,
+``etude.pretrain.errors``). Anything else is a bug of ours and keeps its traceback.
 """
 
 import os

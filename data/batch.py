@@ -1,0 +1,21 @@
+"""What travels from the data pipeline to the objective."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class AudioBatch(NamedTuple):
+    """One micro-batch of equally long crops. A tuple of tensors passes through any engine."""
+
+    waveform: Tensor
+    """Mono audio in [-1, 1], float32 (B, T)."""
+
+    sample_ids: Tensor
+    """Position of each crop in the run's order, int64 (B,): the counter of everything random."""
+
+    update: Tensor
+    """The optimizer update this batch belongs to, int64 ()."""
+
+    skipped: Tensor
+    """Damaged clips that were replaced by substitutes while this batch was made, int64 ()."""

@@ -1,0 +1,86 @@
+"""One transformer layer around fairseq2's attention and feed-forward blocks.
+
+Ours rather than fairseq2's layer, because a data2vec teacher averages the feed-forward output
+*before* the residual sum, which fairseq2's layer keeps to itself, and because layer drop must be
+the same pure function of the update on every rank.
+"""
+
+from typing import NamedTuple
+
+from fairseq2.models.transformer import (
+    AttentionBiasCache,
+    IdentityBias,
+    StandardFeedForwardNetwork,
+    StandardMultiheadAttention,
+)
+from fairseq2.models.transformer.sdpa.torch import TorchSDPA
+from fairseq2.nn import BatchLayout, StandardLayerNorm
+from torch import Tensor, nn
+
+
+class LayerOutput(NamedTuple):
+    """What one layer makes."""
+
+    hidden: Tensor
+    """Output of the layer, (B, F, D)."""
+
+    ffn: Tensor
+    """Output of its feed-forward block before the residual sum, (B, F, D)."""
+
+
+class TransformerLayer(nn.Module):
+    """Self-attention and feed-forward with residuals, post-norm (BERT) or pre-norm."""
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        heads: int,
+        ffn_dim: int,
+        pre_norm: bool,
+        dropout: float,
+        attention_dropout: float,
+        activation_dropout: float,
+    ) -> None:
+        super().__init__()
+        self.pre_norm = pre_norm
+        sdpa = TorchSDPA(IdentityBias(), dropout_p=attention_dropout)
+        self.attention = StandardMultiheadAttention(dim, heads, sdpa)
+        self.attention_norm = StandardLayerNorm(dim, bias=True)
+        self.ffn = StandardFeedForwardNetwork(
+            dim, ffn_dim, bias=True, inner_activation=nn.GELU(), inner_dropout_p=activation_dropout
+        )
+        self.ffn_norm = StandardLayerNorm(dim, bias=True)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, hidden: Tensor, layout: BatchLayout, bias_cache: AttentionBiasCache
+    ) -> LayerOutput:
+        """``hidden`` (B, F, D) to the layer's output of the same shape."""
+        if self.pre_norm:
+            hidden = hidden + self._attend(self.attention_norm(hidden), layout, bias_cache)
+            ffn = self.dropout(self.ffn(self.ffn_norm(hidden)))
+            return LayerOutput(hidden + ffn, ffn)
+        hidden = self.attention_norm(hidden + self._attend(hidden, layout, bias_cache))
+        ffn = self.dropout(self.ffn(hidden))
+        return LayerOutput(self.ffn_norm(hidden + ffn), ffn)
+
+    def _attend(
+        self, hidden: Tensor, layout: BatchLayout, bias_cache: AttentionBiasCache
+    ) -> Tensor:
+        attended: Tensor = self.attention(
+            hidden, layout, keys=hidden, keys_layout=layout, values=hidden, bias_cache=bias_cache
+        )
+        dropped: Tensor = self.dropout(attended)
+        return dropped
+
+
+def initialise_layer(layer: TransformerLayer) -> None:
+    """Every Linear N(0, 0.02) with bias 0, as BERT and fairseq's ``init_bert_params``."""
+    for name, parameter in layer.named_parameters():
+        if "norm" in name:
+            continue
+        if name.endswith("bias"):
+            nn.init.zeros_(parameter)
+        else:
+            nn.init.normal_(parameter, std=0.02)

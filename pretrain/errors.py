@@ -1,0 +1,31 @@
+"""Errors that are addressed to the user, each with its documented exit status."""
+
+
+class ConfigError(Exception):
+    """A setting that cannot work: unknown key, wrong type, impossible geometry, missing path."""
+
+    exit_status = 2
+
+
+class NumericsError(Exception):
+    """Training stopped being finite."""
+
+    exit_status = 4
+
+
+class CheckpointError(Exception):
+    """No valid checkpoint where there should be one."""
+
+    exit_status = 5
+
+
+class PreemptedError(Exception):
+    """The run was asked to stop, and a checkpoint was published where there was something to save."""
+
+    exit_status = 75
+
+
+class LostRankError(Exception):
+    """Another rank or the launcher died or hung."""
+
+    exit_status = 76

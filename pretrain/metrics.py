@@ -1,0 +1,75 @@
+"""Metrics as sums that can be added over micro-batches and ranks, and only then divided.
+
+An objective returns metrics detached and on the device; nothing synchronises until the log interval,
+when all sums of all ranks are added in one all-reduce. Averages are therefore exact for any split
+of the global batch, and label statistics (majority rate, unigram entropy) are those of all frames
+together rather than a mean over batches.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A sum and how many things it sums."""
+
+    total: Tensor
+    """Sum, scalar."""
+
+    count: Tensor
+    """Number of things, scalar."""
+
+    @staticmethod
+    def of(value: Tensor, count: int = 1) -> "Mean":
+        """A mean that already was one over ``count`` things."""
+        value = value.detach().float()
+        return Mean(value * count, torch.full_like(value, count))
+
+
+@dataclass(frozen=True)
+class LabelCounts:
+    """How often each class occurred: gives what a constant guess and a unigram model score."""
+
+    counts: Tensor
+    """Float (classes,)."""
+
+
+Metric = Mean | LabelCounts
+
+
+class MetricSums:
+    """Adds metrics up over micro-batches; :meth:`results` divides."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._kinds: dict[str, type[Metric]] = {}
+
+    def add(self, metrics: Mapping[str, Metric]) -> None:
+        """Adds one micro-batch's metrics; stays on their device."""
+        for name, metric in metrics.items():
+            if isinstance(metric, Mean):
+                value = torch.stack([metric.total.double(), metric.count.double()])
+            else:
+                value = metric.counts.double()
+            self._kinds[name] = type(metric)
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+    def tensors(self) -> Iterable[Tensor]:
+        """The sums in the order of their names, for an all-reduce in place."""
+        return [self._sums[name] for name in sorted(self._sums)]
+
+    def results(self) -> dict[str, float]:
+        """Means by name, and for label counts ``NAME/majority_rate`` and ``NAME/unigram_entropy``."""
+        results: dict[str, float] = {}
+        for name, value in self._sums.items():
+            if self._kinds[name] is Mean:
+                results[name] = float(value[0] / value[1])
+            else:
+                share = value / value.sum()
+                results[f"{name}/majority_rate"] = float(share.max())
+                results[f"{name}/unigram_entropy"] = float(torch.special.entr(share).sum())
+        return results

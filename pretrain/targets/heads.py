@@ -1,0 +1,34 @@
+"""Prediction heads for discrete targets."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class CosineHead(nn.Module):
+    """Cosine similarity to learned class embeddings, over a temperature, for K codebooks at once.
+
+    HuBERT's loss (Hsu et al. 2021, eq. 3) with MERT's untied projections: codebook k compares its
+    own chunk of one Linear(D -> K * final_dim) with its own V embeddings. fairseq's ``compute_nce``
+    expands an (V + 1, M, final_dim) tensor per codebook; as a product of normalised matrices the
+    logits are the same at a small fraction of the memory and time.
+    """
+
+    def __init__(
+        self, dim: int, *, codebooks: int, classes: int, final_dim: int, temperature: float
+    ) -> None:
+        super().__init__()
+        self.temperature = temperature
+        self.projection = nn.Linear(dim, codebooks * final_dim)
+        # U[0, 1), as fairseq's `label_embs_concat.uniform_()`.
+        self.embedding = nn.Parameter(torch.rand(codebooks, classes, final_dim))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """``hidden`` (N, D) to logits (K, N, V), float32."""
+        codebooks, _, final_dim = self.embedding.shape
+        projected = self.projection(hidden).view(-1, codebooks, final_dim).transpose(0, 1)
+        # Float32 from here on: cosines over 0.1 in bfloat16 would be steps of 0.04 nats.
+        with torch.autocast(hidden.device.type, enabled=False):
+            projected = F.normalize(projected.float(), dim=-1)
+            classes = F.normalize(self.embedding.float(), dim=-1)
+            return torch.bmm(projected, classes.transpose(1, 2)) / self.temperature

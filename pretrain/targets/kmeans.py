@@ -1,0 +1,52 @@
+"""K-means labels of spectral features, computed on the fly (MERT-v0; HuBERT, Hsu et al. 2021).
+
+The centroids come from ``launch/cluster.py``; the file also holds how the features were made, so
+that training cannot compute them differently.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from etude.pretrain.metrics import LabelCounts, Mean
+from etude.pretrain.quantizer import FeatureQuantizer
+from etude.pretrain.targets.base import FrameContext, Target, TargetLoss
+from etude.pretrain.targets.heads import CosineHead
+
+
+class KmeansTarget(Target):
+    """Cross-entropy of the nearest centroid's index on masked frames."""
+
+    def __init__(
+        self, quantizer: FeatureQuantizer, dim: int, *, final_dim: int, temperature: float
+    ) -> None:
+        super().__init__()
+        self.quantizer = quantizer
+        self.classes = quantizer.num_classes
+        self.head = CosineHead(
+            dim, codebooks=1, classes=self.classes, final_dim=final_dim, temperature=temperature
+        )
+
+    def compute(self, context: FrameContext) -> Tensor:
+        """Label of every frame, int64 (B, F)."""
+        labels: Tensor = self.quantizer(context.waveform)
+        return labels
+
+    def loss(self, hidden_BMD: Tensor, target_BM: Tensor, copied_BM: Tensor) -> TargetLoss:
+        """Cross-entropy, accuracy, and what costs nothing: label counts, copying a neighbour."""
+        logits = self.head(hidden_BMD.flatten(0, 1))[0]
+        labels = target_BM.flatten()
+        loss = F.cross_entropy(logits, labels)
+        with torch.no_grad():
+            correct = (logits.argmax(dim=-1) == labels).float().mean()
+            copied = (target_BM == copied_BM).float().mean()
+            counts = torch.bincount(labels, minlength=self.classes).float()
+        return TargetLoss(
+            loss,
+            {
+                "loss": Mean.of(loss, labels.numel()),
+                "accuracy": Mean.of(correct, labels.numel()),
+                "copy_accuracy": Mean.of(copied, labels.numel()),
+                "labels": LabelCounts(counts),
+            },
+        )
