@@ -1,0 +1,150 @@
+"""Builds ``index.json`` and ``members.npy`` from the tars themselves, and verifies a corpus against them.
+
+The index says what a reader will find, so it is read back from the finished shards rather than remembered by the code
+that wrote them: whatever went wrong on the way to the disk is found here and not in the third week of training.
+"""
+
+import hashlib
+import io
+import json
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import numpy.typing as npt
+
+from etude.data.errors import DataError
+from etude.data.files import json_bytes, write_bytes
+from etude.data.shards import (
+    FORMAT,
+    INDEX_NAME,
+    MEMBER,
+    MEMBERS_NAME,
+    Corpus,
+    Shard,
+    fingerprint,
+    open_corpus,
+)
+from etude.data.tar import Pair, walk_pairs
+
+_STREAMINFO_END = 26
+"""Bytes of a FLAC file up to and including its rate, channels, width and length."""
+
+
+@final
+@dataclass(frozen=True)
+class ShardScan:
+    """What a walk over one shard found; ``members`` has neither shard nor track numbers yet."""
+
+    shard: Shard
+    members: npt.NDArray[np.void]
+    tracks: tuple[str, ...]
+
+
+def scan_shard(path: Path, split: str, sample_rate: int) -> ShardScan:
+    """Walks one shard strictly; a :class:`DataError` names the member that is not as it should be."""
+    digest = hashlib.sha256()
+    rows: list[tuple[int, ...]] = []
+    tracks: list[str] = []
+    for pair in walk_pairs(path, digest.update):
+        num_samples, track = _check_sample(path, pair, sample_rate)
+        audio, metadata = pair.audio, pair.metadata
+        rows.append(
+            (
+                -1,
+                -1,
+                audio.offset,
+                audio.size,
+                zlib.crc32(audio.content),
+                metadata.offset,
+                metadata.size,
+                zlib.crc32(metadata.content),
+                num_samples,
+            )
+        )
+        tracks.append(track)
+    members = np.array(rows, dtype=MEMBER)
+    shard = Shard(
+        file=path.name,
+        split=split,
+        samples=len(rows),
+        seconds=int(members["num_samples"].sum()) / sample_rate,
+        bytes=path.stat().st_size,
+        sha256=digest.hexdigest(),
+    )
+    return ShardScan(shard, members, tuple(tracks))
+
+
+def write_index(root: Path, scans: Iterable[ShardScan], *, sample_rate: int, clip_seconds: float) -> None:
+    """Writes ``members.npy`` and then ``index.json``, whose presence says that the corpus is complete."""
+    ordered = sorted(scans, key=lambda scan: (scan.shard.split, scan.shard.file))
+    shards = tuple(scan.shard for scan in ordered)
+    members = np.concatenate([scan.members for scan in ordered])
+    members["shard"] = np.repeat(np.arange(len(shards)), [shard.samples for shard in shards])
+    numbers: dict[str, int] = {}
+    tracks = (track for scan in ordered for track in scan.tracks)
+    members["track"] = [numbers.setdefault(track, len(numbers)) for track in tracks]
+    buffer = io.BytesIO()
+    np.save(buffer, members)
+    write_bytes(root / MEMBERS_NAME, buffer.getvalue())
+    content: dict[str, Any] = {
+        "format": FORMAT,
+        "sample_rate": sample_rate,
+        "clip_seconds": clip_seconds,
+        "samples": len(members),
+        "tracks": len(numbers),
+        "seconds": sum(shard.seconds for shard in shards),
+        "fingerprint": fingerprint(sample_rate, shards, members.tobytes()),
+        "shards": [asdict(shard) for shard in shards],
+    }
+    write_bytes(root / INDEX_NAME, json_bytes(content))
+
+
+def verify(root: Path, progress: Callable[[str], None] = lambda message: None) -> Corpus:
+    """Reads every byte of a corpus and compares it with its index; :class:`DataError` names what differs."""
+    corpus = open_corpus(root)
+    for shard in corpus.shards:
+        scan = scan_shard(root / shard.file, shard.split, corpus.sample_rate)
+        if scan.shard != shard:
+            raise DataError(
+                f"{root / shard.file}: its content (sha256 {scan.shard.sha256[:12]}) is not the one in {INDEX_NAME} "
+                f"({shard.sha256[:12]}). Copy the shard again from where it was made."
+            )
+        progress(f"{shard.file}: {shard.samples} clips, as indexed")
+    return corpus
+
+
+def _check_sample(path: Path, pair: Pair, sample_rate: int) -> tuple[int, str]:
+    """Length and track of a sample, after comparing its FLAC header with its JSON."""
+    flac = pair.audio.content[:_STREAMINFO_END]
+    if len(flac) < _STREAMINFO_END or flac[:4] != b"fLaC":
+        raise DataError(f"{path}: member {pair.audio.name} is not a FLAC file. Prepare the corpus again.")
+    packed = int.from_bytes(flac[18:26], "big")
+    found = {
+        "sample_rate": packed >> 44,
+        "channels": (packed >> 41 & 7) + 1,
+        "bits": (packed >> 36 & 31) + 1,
+        "num_samples": packed & (1 << 36) - 1,
+    }
+    try:
+        metadata = json.loads(pair.metadata.content)
+        said = {
+            "sample_rate": int(metadata["sample_rate"]),
+            "channels": 1,
+            "bits": 16,
+            "num_samples": int(metadata["num_samples"]),
+        }
+        track = str(metadata["track"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path}: member {pair.metadata.name} is not the JSON of a clip ({error!r}). Prepare the corpus again."
+        ) from error
+    if found != said or found["sample_rate"] != sample_rate:
+        raise DataError(
+            f"{path}: member {pair.audio.name} is {found}, its JSON says {said} and the corpus rate is {sample_rate}. "
+            f"Prepare the corpus again."
+        )
+    return found["num_samples"], track

@@ -1,0 +1,47 @@
+"""An encoder on disk: its settings in JSON beside its weights in safetensors.
+
+Every checkpoint holds these two files, so that probing and exporting need nothing of the training
+code, and nothing that is loaded can execute.
+"""
+
+import json
+from pathlib import Path
+
+from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
+
+from etude.models.config import EncoderConfig
+from etude.models.encoder import Encoder
+
+CONFIG_NAME = "encoder.json"
+WEIGHTS_NAME = "encoder.safetensors"
+
+
+def save_encoder(encoder: Encoder, folder: Path) -> None:
+    """Writes ``encoder.json`` and ``encoder.safetensors`` into an existing folder."""
+    weights = {name: tensor.detach().cpu() for name, tensor in encoder.state_dict().items()}
+    save_file(
+        {name: tensor.contiguous() for name, tensor in weights.items()}, folder / WEIGHTS_NAME
+    )
+    (folder / CONFIG_NAME).write_text(encoder.config.model_dump_json(indent=2) + "\n")
+
+
+def load_encoder(folder: Path) -> Encoder:
+    """Reads an encoder, in evaluation mode.
+
+    :raises FileNotFoundError: if the folder holds no encoder.
+    :raises ValueError: if settings and weights do not fit each other.
+    """
+    encoder = Encoder(load_encoder_config(folder))
+    encoder.load_state_dict(load_file(folder / WEIGHTS_NAME))
+    return encoder.eval()
+
+
+def load_encoder_config(folder: Path) -> EncoderConfig:
+    """Reads the settings alone."""
+    path = folder / CONFIG_NAME
+    try:
+        # Lists of YAML and JSON are tuples here, which strict validation allows in JSON mode only.
+        return EncoderConfig.model_validate_json(path.read_text())
+    except (ValidationError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} does not describe an encoder: {error}") from error
