@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 @contextmanager
 def published(path: Path) -> Iterator[BinaryIO]:
-    """Opens ``path`` for writing; it appears under its name when the block ends well, and not otherwise."""
+    """Opens ``path`` for writing; it takes its name when the block ends well."""
     temporary = path.with_name(path.name + ".part")
     try:
         with temporary.open("wb") as file:

@@ -1,7 +1,8 @@
-"""Builds ``index.json`` and ``members.npy`` from the tars themselves, and verifies a corpus against them.
+"""Builds ``index.json`` and ``members.npy`` from the tars, and verifies a corpus against them.
 
-The index says what a reader will find, so it is read back from the finished shards rather than remembered by the code
-that wrote them: whatever went wrong on the way to the disk is found here and not in the third week of training.
+The index says what a reader will find, so it is read back from the finished shards rather than
+remembered by the code that wrote them: whatever went wrong on the way to the disk is found here and
+not in the third week of training.
 """
 
 import hashlib
@@ -45,7 +46,7 @@ class ShardScan:
 
 
 def scan_shard(path: Path, split: str, sample_rate: int) -> ShardScan:
-    """Walks one shard strictly; a :class:`DataError` names the member that is not as it should be."""
+    """Walks one shard strictly; a :class:`DataError` names the member that is wrong."""
     digest = hashlib.sha256()
     rows: list[tuple[int, ...]] = []
     tracks: list[str] = []
@@ -78,8 +79,10 @@ def scan_shard(path: Path, split: str, sample_rate: int) -> ShardScan:
     return ShardScan(shard, members, tuple(tracks))
 
 
-def write_index(root: Path, scans: Iterable[ShardScan], *, sample_rate: int, clip_seconds: float) -> None:
-    """Writes ``members.npy`` and then ``index.json``, whose presence says that the corpus is complete."""
+def write_index(
+    root: Path, scans: Iterable[ShardScan], *, sample_rate: int, clip_seconds: float
+) -> None:
+    """Writes ``members.npy`` and last ``index.json``: a corpus that has it is complete."""
     ordered = sorted(scans, key=lambda scan: (scan.shard.split, scan.shard.file))
     shards = tuple(scan.shard for scan in ordered)
     members = np.concatenate([scan.members for scan in ordered])
@@ -104,13 +107,14 @@ def write_index(root: Path, scans: Iterable[ShardScan], *, sample_rate: int, cli
 
 
 def verify(root: Path, progress: Callable[[str], None] = lambda message: None) -> Corpus:
-    """Reads every byte of a corpus and compares it with its index; :class:`DataError` names what differs."""
+    """Reads every byte of a corpus and compares it with its index."""
     corpus = open_corpus(root)
     for shard in corpus.shards:
         scan = scan_shard(root / shard.file, shard.split, corpus.sample_rate)
         if scan.shard != shard:
             raise DataError(
-                f"{root / shard.file}: its content (sha256 {scan.shard.sha256[:12]}) is not the one in {INDEX_NAME} "
+                f"{root / shard.file}: its content (sha256 {scan.shard.sha256[:12]}) is not the "
+                f"one in {INDEX_NAME} "
                 f"({shard.sha256[:12]}). Copy the shard again from where it was made."
             )
         progress(f"{shard.file}: {shard.samples} clips, as indexed")
@@ -121,7 +125,9 @@ def _check_sample(path: Path, pair: Pair, sample_rate: int) -> tuple[int, str]:
     """Length and track of a sample, after comparing its FLAC header with its JSON."""
     flac = pair.audio.content[:_STREAMINFO_END]
     if len(flac) < _STREAMINFO_END or flac[:4] != b"fLaC":
-        raise DataError(f"{path}: member {pair.audio.name} is not a FLAC file. Prepare the corpus again.")
+        raise DataError(
+            f"{path}: member {pair.audio.name} is not a FLAC file. Prepare the corpus again."
+        )
     packed = int.from_bytes(flac[18:26], "big")
     found = {
         "sample_rate": packed >> 44,
@@ -140,11 +146,13 @@ def _check_sample(path: Path, pair: Pair, sample_rate: int) -> tuple[int, str]:
         track = str(metadata["track"])
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{path}: member {pair.metadata.name} is not the JSON of a clip ({error!r}). Prepare the corpus again."
+            f"{path}: member {pair.metadata.name} is not the JSON of a clip ({error!r}). Prepare "
+            f"the corpus again."
         ) from error
     if found != said or found["sample_rate"] != sample_rate:
         raise DataError(
-            f"{path}: member {pair.audio.name} is {found}, its JSON says {said} and the corpus rate is {sample_rate}. "
+            f"{path}: member {pair.audio.name} is {found}, its JSON says {said} and the corpus "
+            f"rate is {sample_rate}. "
             f"Prepare the corpus again."
         )
     return found["num_samples"], track

@@ -1,11 +1,12 @@
-"""The reading side of a corpus: an index in memory-mapped arrays, clips fetched from plain tars by offset.
+"""The reading side of a corpus: a memory-mapped index, clips read from plain tars by offset.
 
     index.json    shards with their sizes, the format, the fingerprint
-    members.npy   one row per clip: which shard, where its audio and its JSON lie, their checksums, its length
+    members.npy   one row per clip: shard, places and checksums of its audio and JSON, length
     *.tar         opened when first read, in whichever process reads
 
-Any clip costs one `pread`, so that the order of training is a pure function of seed and epoch and never of how clips
-happen to lie in shards. Nothing here grows with the corpus except the page cache.
+Any clip costs one `pread`, so that the order of training is a pure function of seed and epoch and
+never of how clips happen to lie in shards. Nothing here grows with the corpus except the page
+cache.
 """
 
 import hashlib
@@ -73,7 +74,7 @@ class Corpus:
     clip_seconds: float
     """Nominal length of a clip; the last one of a track may be shorter or somewhat longer."""
     fingerprint: str
-    """sha256 over what is in the corpus; two folders with the same fingerprint hold the same bytes."""
+    """sha256 over the index: folders with the same fingerprint hold the same shards."""
     shards: tuple[Shard, ...]
 
     def split(self, name: str) -> "Split":
@@ -85,10 +86,12 @@ class Corpus:
         if not rows:
             known = sorted({shard.split for shard in self.shards})
             raise InputError(
-                f"{self.root}: no split {name!r} in this corpus, only {', '.join(known)}. Prepare it again with "
+                f"{self.root}: no split {name!r} in this corpus, only {', '.join(known)}. "
+                f"Prepare it again with "
                 f"another --valid-fraction, or ask for one of these."
             )
-        # build_index writes the shards of a split side by side, so a split is a slice and stays memory-mapped.
+        # write_index puts the shards of a split side by side, so a split is a slice and
+        # stays memory-mapped.
         return Split(self, name, members[ends[rows[0]] : ends[rows[-1] + 1]])
 
     def seconds(self, name: str) -> float:
@@ -110,7 +113,8 @@ class Split:
         return len(self.members)
 
     def __reduce__(self) -> tuple[Callable[[Corpus, str], "Split"], tuple[Corpus, str]]:
-        # A pickled memory map would be a copy of the whole index: spawned workers map the file again instead.
+        # A pickled memory map would be a copy of the whole index: spawned workers map the
+        # file again instead.
         return Corpus.split, (self.corpus, self.name)
 
     @cached_property
@@ -152,7 +156,8 @@ class Split:
             data = os.pread(_descriptor(path, self.corpus.fingerprint).number, size, offset)
         except OSError as error:
             raise DataError(
-                f"{path}: cannot read {what} at byte {offset} ({error}). Check the disk or mount that holds it."
+                f"{path}: cannot read {what} at byte {offset} ({error}). Check the disk or mount "
+                f"that holds it."
             ) from error
         if len(data) != size:
             self._damaged(clip, f"{what} at byte {offset} (the file ends before it does)")
@@ -161,13 +166,15 @@ class Split:
     def _damaged(self, clip: int, what: str) -> NoReturn:
         path = self.corpus.root / self.corpus.shards[int(self.members[clip]["shard"])].file
         raise DataError(
-            f"{path}: {what} is damaged (clip {clip} of {self.name!r}): the bytes are not the ones that were indexed. "
-            f"Copy the shard again from where it was made, or delete the folder and run launch/prepare.py again."
+            f"{path}: {what} is damaged (clip {clip} of {self.name!r}): the bytes are not the "
+            f"ones that were indexed. "
+            f"Copy the shard again from where it was made, or delete the folder and run "
+            f"launch/prepare.py again."
         )
 
 
 def open_corpus(root: Path) -> Corpus:
-    """Opens a folder made by ``launch/prepare.py`` and checks that its shards are the ones in its index."""
+    """Opens a folder made by ``launch/prepare.py``; its files must be the indexed ones."""
     index = root / INDEX_NAME
     if not index.is_file():
         raise InputError(
@@ -186,10 +193,13 @@ def open_corpus(root: Path) -> Corpus:
         version = content["format"]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{index}: not an index that launch/prepare.py writes ({error!r}). Prepare the corpus again."
+            f"{index}: not an index that launch/prepare.py writes ({error!r}). Prepare the "
+            f"corpus again."
         ) from error
     if version != FORMAT:
-        raise DataError(f"{index}: format {version}, but this version reads {FORMAT}. Prepare the corpus again.")
+        raise DataError(
+            f"{index}: format {version}, but this version reads {FORMAT}. Prepare the corpus again."
+        )
     _check_folder(corpus)
     return corpus
 
@@ -198,13 +208,15 @@ def fingerprint(sample_rate: int, shards: tuple[Shard, ...], members: bytes) -> 
     """sha256 over everything the index says about the audio; not over where or when it was made."""
     digest = hashlib.sha256(f"{FORMAT} {sample_rate}\n".encode())
     for shard in shards:
-        digest.update(f"{shard.file} {shard.split} {shard.samples} {shard.bytes} {shard.sha256}\n".encode())
+        digest.update(
+            f"{shard.file} {shard.split} {shard.samples} {shard.bytes} {shard.sha256}\n".encode()
+        )
     digest.update(members)
     return digest.hexdigest()
 
 
 def _check_folder(corpus: Corpus) -> None:
-    again = "Copy the folder again from where it was made, or delete it and run launch/prepare.py again."
+    again = "Copy the folder again from its origin, or delete it and run launch/prepare.py again."
     for shard in corpus.shards:
         path = corpus.root / shard.file
         if not path.is_file():
@@ -222,12 +234,14 @@ def _check_folder(corpus: Corpus) -> None:
     if members.dtype != MEMBER or members.ndim != 1:
         raise DataError(f"{path}: not rows of a clip index. {again}")
     if fingerprint(corpus.sample_rate, corpus.shards, members.tobytes()) != corpus.fingerprint:
-        raise DataError(f"{path}: does not belong to the {INDEX_NAME} beside it (fingerprints differ). {again}")
+        raise DataError(
+            f"{path}: does not belong to the {INDEX_NAME} beside it (fingerprints differ). {again}"
+        )
 
 
 @final
 class _Descriptor:
-    """A file descriptor that closes when the last reader lets go of it, also when evicted under a reader."""
+    """A file descriptor, closed when its last reader lets go, even if evicted under a reader."""
 
     def __init__(self, path: Path) -> None:
         self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -240,6 +254,6 @@ class _Descriptor:
 
 @lru_cache(maxsize=_OPEN_SHARDS)
 def _descriptor(path: Path, fingerprint: str) -> _Descriptor:
-    """Opened on first use in each process; pread has no position, so forked readers may share one."""
+    """Opened on first use in a process; pread has no position, so forks may share it."""
     del fingerprint  # part of the cache key: another corpus at the same path is another file
     return _Descriptor(path)

@@ -1,9 +1,11 @@
-"""A strict walk over a shard: every header is checked, every member lies inside the file, the end is there.
+"""A strict walk over a shard: headers checked, members inside the file, the end present.
 
-Ordinary readers are lenient: a shard cut at a member boundary, or with a flipped bit in a header, reads as a shorter
-shard and nobody notices that samples are gone. The walk below runs once, when the index is built, and refuses all of it.
+Ordinary readers are lenient: a shard cut at a member boundary, or with a flipped bit in a header,
+reads as a shorter shard and nobody notices that samples are gone. The walk below runs once, when
+the index is built, and refuses all of it.
 
-    blocks of 512 bytes -> headers (checksum, kind, name, size) -> members -> pairs KEY.flac + KEY.json -> two zero blocks
+    blocks of 512 bytes -> headers (checksum, kind, name, size) -> members
+    -> pairs KEY.flac + KEY.json -> two zero blocks
 """
 
 import re
@@ -18,7 +20,7 @@ BLOCK = 512
 """Bytes of a tar block; headers are one block, members are padded to whole blocks."""
 
 _ZERO_BLOCK = bytes(BLOCK)
-_CHECKSUM = re.compile(rb"[0-7 ]{6}(\0 | \0)")
+_CHECKSUM = re.compile(rb"[0-7]{6}\0 ")
 _OCTAL = re.compile(rb" *[0-7]+[ \0]*")
 _REGULAR = (b"0", b"\0")
 _PAX_LIMIT = 1 << 20
@@ -55,30 +57,39 @@ def header_name(header: bytes) -> str:
 
 
 def walk_members(path: Path, observe: Callable[[bytes], object] = len) -> Iterator[Member]:
-    """Yields the members of the tar at ``path`` in order; :class:`DataError` at the first thing that is wrong.
+    """Yields the members of a tar in order; :class:`DataError` at the first thing wrong.
 
-    ``observe`` sees every byte of the file once and in order (a running hash); it is complete when the walk is.
+    ``observe`` sees every byte of the file once and in order (a running hash); it is complete when
+    the walk is.
     """
     with path.open("rb") as file:
         yield from _Walk(path, file, observe).members()
 
 
 def walk_pairs(path: Path, observe: Callable[[bytes], object] = len) -> Iterator[Pair]:
-    """Yields the samples of a shard: adjacent members ``KEY.flac`` and ``KEY.json``, every key once."""
+    """Yields a shard's samples: adjacent ``KEY.flac`` and ``KEY.json``, every key once."""
     seen: set[str] = set()
     audio: Member | None = None
     for member in walk_members(path, observe):
         key, _, extension = member.name.partition(".")
         if audio is None:
             if extension != "flac" or not key:
-                _refuse(path, member.offset, f"member {member.name!r} where a KEY.flac should begin a sample")
+                _refuse(
+                    path,
+                    member.offset,
+                    f"member {member.name!r} where a KEY.flac should begin a sample",
+                )
             if key in seen:
                 _refuse(path, member.offset, f"a second sample with the key {key!r}")
             seen.add(key)
             audio = member
         else:
             if member.name != audio.name.removesuffix(".flac") + ".json":
-                _refuse(path, member.offset, f"member {member.name!r} where the JSON of {audio.name!r} should be")
+                _refuse(
+                    path,
+                    member.offset,
+                    f"member {member.name!r} where the JSON of {audio.name!r} should be",
+                )
             yield Pair(key, audio, member)
             audio = None
     if audio is not None:
@@ -87,7 +98,8 @@ def walk_pairs(path: Path, observe: Callable[[bytes], object] = len) -> Iterator
 
 def _refuse(path: Path, offset: int, what: str) -> NoReturn:
     raise DataError(
-        f"{path}: damaged shard, at byte {offset}: {what}. Copy the shard again from where it was made, or delete "
+        f"{path}: damaged shard, at byte {offset}: {what}. Copy the shard again from where it "
+        f"was made, or delete "
         f"the folder and run launch/prepare.py again."
     )
 
@@ -105,7 +117,9 @@ class _Walk:
 
     def members(self) -> Iterator[Member]:
         if self.total % BLOCK:
-            _refuse(self.path, self.total, f"the file ends inside a block of {BLOCK} bytes, it was cut")
+            _refuse(
+                self.path, self.total, f"the file ends inside a block of {BLOCK} bytes, it was cut"
+            )
         pax_name: str | None = None
         while True:
             at = self.offset
@@ -122,7 +136,11 @@ class _Walk:
                 pax_name = self._pax_name(self._read(padded, "an extended header")[:size], at)
                 continue
             if kind not in _REGULAR:
-                _refuse(self.path, at, f"a member of kind {kind!r}; only plain files belong into a shard")
+                _refuse(
+                    self.path,
+                    at,
+                    f"a member of kind {kind!r}; only plain files belong into a shard",
+                )
             name = pax_name or self._name(header, at)
             pax_name = None
             content = self._read(padded, name)
@@ -150,7 +168,7 @@ class _Walk:
         field = header[148:156]
         if not _CHECKSUM.fullmatch(field):
             _refuse(self.path, at, "no tar header here: its checksum is not a number")
-        expected = int(field[:6].strip() or b"-1", 8)
+        expected = int(field[:6], 8)
         if sum(header[:148]) + 8 * 32 + sum(header[156:]) != expected:
             _refuse(self.path, at, "the header's checksum does not match its content")
         if not _OCTAL.fullmatch(header[124:136]):

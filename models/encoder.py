@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from fairseq2.models.transformer import AttentionBiasCache
-from fairseq2.nn import BatchLayout, StandardLayerNorm
 from torch import Tensor, nn
 
+from etude.models.blocks import AttentionBiasCache, BatchLayout, StandardLayerNorm
 from etude.models.config import EncoderConfig
 from etude.models.frontend import Features, WaveformFrontend, initialise_frontend
 from etude.models.positions import build_positions

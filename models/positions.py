@@ -1,10 +1,10 @@
 """Relative positions by convolution: one wide weight-normed one (MERT) or a stack (music2vec)."""
 
-from fairseq2.models.wav2vec2.position_encoder import (
+from etude.models.blocks import (
+    PositionEncoder,
     Wav2Vec2PositionEncoder,
     Wav2Vec2StackedPositionEncoder,
 )
-from fairseq2.nn import PositionEncoder
 
 
 def build_positions(dim: int, *, kernel: int, groups: int, depth: int) -> PositionEncoder:

@@ -132,9 +132,11 @@ class ConstantQ(nn.Module):
         """Magnitudes (or ``log(1 + 100 m)``) of the frames that the encoder has."""
         num_frames = self.grid.num_frames(waveform.shape[-1])
         with torch.autocast(waveform.device.type, enabled=False):
-            magnitude: Tensor = self.transform(waveform.float())
-            magnitude = magnitude.transpose(1, 2)[:, :num_frames]
-            return magnitude if self.scale == "linear" else torch.log1p(100.0 * magnitude)
+            spectrum: Tensor = self.transform(waveform.float())
+            magnitude = spectrum.transpose(1, 2)[:, :num_frames].contiguous()
+            if self.scale == "log":
+                return torch.log1p(100.0 * magnitude)
+            return magnitude
 
 
 def _chroma_filters(sample_rate: int, *, n_fft: int, bins: int) -> Tensor:
@@ -150,4 +152,5 @@ def _chroma_filters(sample_rate: int, *, n_fft: int, bins: int) -> Tensor:
     weight = weight * octave[:, None]
     weight[frequency < CHROMA_FMIN] = 0.0
     # A full-scale tone then gives a chroma of order one, whatever the window's length.
-    return weight * (4.0 / n_fft) * math.sqrt(bins / 12)
+    scaled: Tensor = weight * ((4.0 / n_fft) * math.sqrt(bins / 12))
+    return scaled

@@ -7,15 +7,17 @@ the same pure function of the update on every rank.
 
 from typing import NamedTuple
 
-from fairseq2.models.transformer import (
+from torch import Tensor, nn
+
+from etude.models.blocks import (
     AttentionBiasCache,
+    BatchLayout,
     IdentityBias,
     StandardFeedForwardNetwork,
+    StandardLayerNorm,
     StandardMultiheadAttention,
+    TorchSDPA,
 )
-from fairseq2.models.transformer.sdpa.torch import TorchSDPA
-from fairseq2.nn import BatchLayout, StandardLayerNorm
-from torch import Tensor, nn
 
 
 class LayerOutput(NamedTuple):

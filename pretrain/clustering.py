@@ -1,10 +1,10 @@
-"""Fits k-means to spectral features, streamed: nothing but one batch and the sums is in memory.
+"""Fits k-means to spectral features of a stream of audio, in memory that does not grow with it.
 
-    pass 1        mean and scale of every feature dimension; a sample of frames for seeding
-    pass 2 ..     Lloyd's iterations: assign every frame, move each centroid to the mean of its own
+    one pass    mean and scale of every feature dimension; a uniform sample of frames is kept
+    then        k-means++ and Lloyd's iterations on the sample
 
-Seeding is k-means++ (Arthur and Vassilvitskii 2007) on the sample. A centroid that loses all its
-frames is put on a random frame of the sample, and the report says how many classes are in use.
+Seeding is k-means++ (Arthur and Vassilvitskii 2007). A centroid that loses all its frames is put on
+a random frame of the sample, and the report says how many classes are in use.
 """
 
 from collections.abc import Callable, Iterable
@@ -20,6 +20,9 @@ from etude.pretrain.quantizer import (
     nearest_centroid,
 )
 
+SAMPLE_FRAMES = 500_000
+"""Frames that are kept: 460 MB for log-mel with 229 bands, 1,600 per class at K = 300."""
+
 SEEDING_FRAMES = 50_000
 """Frames that k-means++ chooses from."""
 
@@ -29,7 +32,7 @@ class ClusterReport:
     """How well the clusters fit and how evenly they are used."""
 
     frames: int
-    """Frames in one pass."""
+    """Frames that were described."""
 
     inertia: float
     """Mean squared distance of a frame to its centroid, per dimension, 1 = no clustering."""
@@ -45,62 +48,53 @@ class ClusterReport:
 
 
 def fit_kmeans(
-    stream: Callable[[], Iterable[Tensor]],
+    stream: Iterable[Tensor],
     settings: FeatureSettings,
     *,
     clusters: int,
     iterations: int,
     seed: int,
+    sample_frames: int = SAMPLE_FRAMES,
     progress: Callable[[str], None] = lambda message: None,
 ) -> tuple[FeatureQuantizer, ClusterReport]:
     """Fits a quantiser.
 
-    :param stream: starts a pass: waveforms (B, T), the same ones in every pass.
-    :param iterations: Lloyd iterations, one pass each.
+    :param stream: waveforms (B, T); read once.
+    :param iterations: Lloyd iterations.
     :raises ValueError: if there are fewer frames than clusters.
     """
     generator = torch.Generator().manual_seed(seed)
     features = build_features(settings)
-
     statistics = _Statistics(settings.bins)
-    sample = _Reservoir(SEEDING_FRAMES, generator)
-    for waveform in stream():
+    sample = _Reservoir(sample_frames, settings.bins, generator)
+    for waveform in stream:
         frames = features(waveform).flatten(0, 1)
         statistics.add(frames)
         sample.add(frames)
     if statistics.count < clusters:
         raise ValueError(f"{statistics.count} frames cannot make {clusters} clusters")
     mean, scale = statistics.result()
-    progress(f"{statistics.count} frames described")
-
     points = (sample.rows() - mean) / scale
-    centroids = seed_kmeans(points, clusters, generator)
-    counts = torch.zeros(clusters)
-    inertia = 0.0
+    progress(f"{statistics.count} frames described, {len(points)} of them drawn")
+
+    centroids = seed_kmeans(points[:SEEDING_FRAMES], clusters, generator)
     for iteration in range(iterations):
-        sums, counts = torch.zeros_like(centroids), torch.zeros(clusters)
-        distance = 0.0
-        for waveform in stream():
-            frames = (features(waveform).flatten(0, 1) - mean) / scale
-            labels = nearest_centroid(frames, centroids)
-            sums.index_add_(0, labels, frames)
-            counts += torch.bincount(labels, minlength=clusters)
-            distance += float((frames - centroids[labels]).square().mean(dim=1).sum())
-        inertia = distance / statistics.count
+        labels = nearest_centroid(points, centroids)
+        counts = torch.bincount(labels, minlength=clusters).float()
+        sums = torch.zeros_like(centroids).index_add_(0, labels, points)
         dead = counts == 0
         centroids = torch.where(dead[:, None], centroids, sums / counts.clamp(min=1)[:, None])
-        if dead.any() and iteration + 1 < iterations:
+        if dead.any():
             chosen = torch.randint(len(points), (int(dead.sum()),), generator=generator)
             centroids[dead] = points[chosen]
-        progress(
-            f"iteration {iteration + 1}/{iterations}: inertia {inertia:.4f}, "
-            f"{int((~dead).sum())}/{clusters} classes in use"
-        )
-    share = counts / counts.sum()
+        progress(f"iteration {iteration + 1}/{iterations}: {int(dead.sum())} dead classes moved")
+
+    labels = nearest_centroid(points, centroids)
+    share = torch.bincount(labels, minlength=clusters).float() / len(points)
     report = ClusterReport(
         frames=statistics.count,
-        inertia=inertia,
-        used=int((counts > 0).sum()),
+        inertia=float((points - centroids[labels]).square().mean()),
+        used=int((share > 0).sum()),
         largest_share=float(share.max()),
         entropy=float(torch.special.entr(share).sum()),
     )
@@ -143,20 +137,29 @@ class _Statistics:
 class _Reservoir:
     """A uniform sample of rows of a stream: those with the smallest random numbers."""
 
-    def __init__(self, size: int, generator: torch.Generator) -> None:
+    def __init__(self, size: int, dim: int, generator: torch.Generator) -> None:
         self._size = size
         self._generator = generator
-        self._rows: Tensor | None = None
+        self._rows = torch.zeros(0, dim)
         self._draws = torch.zeros(0)
+        self._pending: list[tuple[Tensor, Tensor]] = []
+        self._waiting = 0
 
     def add(self, rows: Tensor) -> None:
-        draws = torch.cat([self._draws, torch.rand(len(rows), generator=self._generator)])
-        rows = rows if self._rows is None else torch.cat([self._rows, rows])
-        if len(rows) > self._size:
-            draws, kept = draws.topk(self._size, largest=False)
-            rows = rows[kept]
-        self._rows, self._draws = rows, draws
+        draws = torch.rand(len(rows), generator=self._generator)
+        self._pending.append((rows, draws))
+        self._waiting += len(rows)
+        if self._waiting > self._size // 4:  # sorting for every batch would dominate
+            self._settle()
 
     def rows(self) -> Tensor:
-        assert self._rows is not None
+        """The sample, in random order."""
+        self._settle()
         return self._rows
+
+    def _settle(self) -> None:
+        rows = torch.cat([self._rows, *(rows for rows, _ in self._pending)])
+        draws = torch.cat([self._draws, *(draws for _, draws in self._pending)])
+        kept = draws.argsort()[: self._size]
+        self._rows, self._draws = rows[kept], draws[kept]
+        self._pending, self._waiting = [], 0

@@ -20,7 +20,7 @@ class CheckpointError(Exception):
 
 
 class PreemptedError(Exception):
-    """The run was asked to stop, and a checkpoint was published where there was something to save."""
+    """The run was asked to stop; a checkpoint was published where there was something to save."""
 
     exit_status = 75
 

@@ -1,9 +1,9 @@
 """Metrics as sums that can be added over micro-batches and ranks, and only then divided.
 
-An objective returns metrics detached and on the device; nothing synchronises until the log interval,
-when all sums of all ranks are added in one all-reduce. Averages are therefore exact for any split
-of the global batch, and label statistics (majority rate, unigram entropy) are those of all frames
-together rather than a mean over batches.
+An objective returns metrics detached and on the device; nothing synchronises until the log
+interval, when the sums of all ranks are added. Averages are therefore exact for any split of the
+global batch, and label statistics (majority rate, unigram entropy) are those of all frames together
+rather than a mean over batches.
 """
 
 from collections.abc import Iterable, Mapping
@@ -62,8 +62,20 @@ class MetricSums:
         """The sums in the order of their names, for an all-reduce in place."""
         return [self._sums[name] for name in sorted(self._sums)]
 
+    def replace(self, tensors: Iterable[Tensor]) -> None:
+        """Puts reduced sums back, in the order of :meth:`tensors`."""
+        self._sums = dict(zip(sorted(self._sums), tensors, strict=True))
+
+    def total(self, name: str) -> float:
+        """The sum behind a mean."""
+        return float(self._sums[name][0])
+
+    def count(self, name: str) -> float:
+        """The number of things behind a mean."""
+        return float(self._sums[name][1])
+
     def results(self) -> dict[str, float]:
-        """Means by name, and for label counts ``NAME/majority_rate`` and ``NAME/unigram_entropy``."""
+        """Means by name; label counts give ``NAME/majority_rate`` and ``NAME/unigram_entropy``."""
         results: dict[str, float] = {}
         for name, value in self._sums.items():
             if self._kinds[name] is Mean:

@@ -1,8 +1,8 @@
 """Spectral features and their k-means quantiser, as one module and one file.
 
 A quantiser file is safetensors: ``centroids`` (K, D), ``mean`` and ``scale`` (D,) in float32, and
-as metadata the settings of the features in JSON. ``launch/cluster.py`` writes it, the k-means target
-reads it.
+as metadata the settings of the features in JSON. ``launch/cluster.py`` writes it, the k-means
+target reads it.
 """
 
 import json

@@ -67,9 +67,7 @@ class Key:
         return frozenset((self.tonic + step) % 12 for step in SCALES[self.mode])
 
 
-ALL_KEYS = tuple(
-    Key(tonic=tonic, mode=mode) for mode in ("major", "minor") for tonic in range(12)
-)
+ALL_KEYS = tuple(Key(tonic=tonic, mode=mode) for mode in ("major", "minor") for tonic in range(12))
 
 
 @dataclass(frozen=True)

@@ -165,6 +165,8 @@ def compose_solo(
     window = 20
     bottom = int(rng.integers(low, high - window + 1))
     lengths = tuple(n for n in range(1, 9) if 0.36 <= n * grid.pulse_seconds <= 1.2)
+    # Short ones are drawn more often, for more notes per track.
+    lengths += 2 * tuple(n for n in lengths if n * grid.pulse_seconds <= 0.7)
     events = write_melody(
         rng,
         key=key,

@@ -1,4 +1,4 @@
-"""What a target is: it computes what to predict, and owns the head and the loss of predicting it."""
+"""What a target is: it computes what to predict, and owns the head and loss of predicting it."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping

@@ -1,0 +1,19 @@
+"""Where a crop starts in its clip: a pure function of the seed and the crop's place in the run."""
+
+import numpy as np
+
+
+def crop_start(
+    num_samples: int, crop_samples: int, *, hop_samples: int, seed: int, position: int
+) -> int:
+    """First sample of a crop, a multiple of the encoder's hop.
+
+    Aligned crops keep labels that were made for the whole clip (codec tokens) aligned to the
+    frames; a free start would put them off by up to half a frame.
+
+    :param num_samples: length of the clip; at least ``crop_samples``.
+    :param position: the crop's place in the run's order.
+    """
+    last = (num_samples - crop_samples) // hop_samples
+    generator = np.random.Generator(np.random.Philox(key=[seed, position]))
+    return int(generator.integers(0, last, endpoint=True)) * hop_samples

@@ -1,0 +1,166 @@
+"""From planned positions to batches: the stages, in the order in which a crop passes them.
+
+A WebDataset pipeline with our own source: webdataset's readers have no position to resume from
+and repeat their order every epoch, so the source walks the plan and reads members by offset.
+"""
+
+import logging
+import signal
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import webdataset
+from torch.utils.data import DataLoader, get_worker_info
+
+from etude.data.audio import decode
+from etude.data.batch import AudioBatch
+from etude.data.errors import DataError
+from etude.data.plan import SUBSTITUTES, BatchShare, CropPlan, PlannedCrop
+
+_log = logging.getLogger(__name__)
+
+
+class Crop(NamedTuple):
+    """One decoded crop."""
+
+    position: int
+    waveform: npt.NDArray[np.float32]
+    skipped: int
+    """Damaged clips that were tried before this one."""
+
+
+class _Positions:
+    """Source: positions of this worker's micro-batches, one by one."""
+
+    def __init__(self, plan: CropPlan, share: BatchShare, first_update: int) -> None:
+        self._plan, self._share, self._first_update = plan, share, first_update
+
+    def __iter__(self) -> Iterator[int]:
+        info = get_worker_info()
+        worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
+        for micro_batch in self._plan.positions(
+            self._share, first_update=self._first_update, worker=worker, workers=workers
+        ):
+            yield from micro_batch
+
+
+class _Read:
+    """Stage: a position becomes a crop; a damaged clip is replaced, counted and reported."""
+
+    def __init__(self, plan: CropPlan) -> None:
+        self._plan = plan
+
+    def __call__(self, positions: Iterable[int]) -> Iterator[Crop]:
+        for position in positions:
+            yield read_crop(self._plan, position)
+
+
+class _Batch:
+    """Stage: crops become micro-batches, each with the update it belongs to."""
+
+    def __init__(self, share: BatchShare) -> None:
+        self._share = share
+
+    def __call__(self, crops: Iterable[Crop]) -> Iterator[AudioBatch]:
+        rows: list[Crop] = []
+        for crop in crops:
+            rows.append(crop)
+            if len(rows) == self._share.micro_batch:
+                yield collate(rows, update=rows[0].position // self._share.global_batch)
+                rows = []
+
+
+def training_batches(
+    plan: CropPlan, share: BatchShare, *, first_update: int, workers: int, pin_memory: bool
+) -> Iterator[AudioBatch]:
+    """This rank's micro-batches from ``first_update`` on, without end."""
+    pipeline = webdataset.DataPipeline(
+        _Positions(plan, share, first_update),
+        # From here on: positions of this worker, nothing read yet.
+        _Read(plan),
+        # From here on: decoded crops of equal length.
+        _Batch(share),
+    )
+    loader: DataLoader[AudioBatch] = DataLoader(
+        pipeline,
+        batch_size=None,
+        num_workers=workers,
+        worker_init_fn=_ignore_signals,
+        pin_memory=pin_memory,
+        prefetch_factor=4 if workers else None,
+    )
+    return iter(loader)
+
+
+def held_out_batches(
+    plan: CropPlan, *, crops: int, micro_batch: int, rank: int, ranks: int
+) -> Iterator[AudioBatch]:
+    """One crop from the middle of each of the first ``crops`` clips, always the same.
+
+    Every rank takes its part. Ids are negative: no training crop shares its mask with one of these.
+    """
+    rows: list[Crop] = []
+    for row in range(rank, min(crops, len(plan.clips)), ranks):
+        clip = int(plan.clips[row])
+        middle = (int(plan.split.num_samples[clip]) - plan.crop_samples) // 2
+        start = middle // plan.hop_samples * plan.hop_samples
+        rows.append(Crop(-1 - row, _decode(plan, PlannedCrop(row, clip, start)), 0))
+        if len(rows) == micro_batch:
+            yield collate(rows, update=0)
+            rows = []
+    if rows:
+        yield collate(rows, update=0)
+
+
+def read_crop(plan: CropPlan, position: int) -> Crop:
+    """Reads and decodes one crop, or a substitute if its clip is damaged.
+
+    :raises DataError: if all substitutes are damaged too.
+    """
+    for attempt in range(SUBSTITUTES + 1):
+        planned = plan.crop(position, attempt)
+        try:
+            return Crop(position, _decode(plan, planned), attempt)
+        except DataError as error:
+            _log.warning("skipped a damaged clip, taking another in its place: %s", error)
+            damage = error
+    raise DataError(
+        f"{SUBSTITUTES + 1} clips in a row are damaged; the last: {damage} Copy the corpus again "
+        "or prepare it anew."
+    ) from damage
+
+
+def collate(crops: list[Crop], *, update: int) -> AudioBatch:
+    """Stacks crops of equal length."""
+    return AudioBatch(
+        waveform=torch.from_numpy(np.stack([crop.waveform for crop in crops])),
+        sample_ids=torch.tensor([crop.position for crop in crops]),
+        update=torch.tensor(update),
+        skipped=torch.tensor(sum(crop.skipped for crop in crops)),
+    )
+
+
+def _decode(plan: CropPlan, planned: PlannedCrop) -> npt.NDArray[np.float32]:
+    split = plan.split
+    data = split.read_audio_bytes(planned.clip)
+    try:
+        waveform, rate = decode(data, start=planned.start, frames=plan.crop_samples)
+    except DataError as error:
+        raise DataError(f"{split.key(planned.clip)} in {split.corpus.root}: {error}") from error
+    if rate != split.corpus.sample_rate:
+        raise DataError(
+            f"{split.key(planned.clip)} in {split.corpus.root} has {rate} Hz, but the corpus is "
+            f"said to have {split.corpus.sample_rate} Hz."
+        )
+    return waveform
+
+
+def _ignore_signals(worker: int) -> None:
+    # A signal to the whole group is the trainer's to answer; a worker that dies of it takes the
+    # trainer's last checkpoint with it.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    torch.set_num_threads(1)

@@ -1,0 +1,82 @@
+"""What became of every file: ``report.json`` for scripts, a few lines for people."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, final
+
+from etude.data.shards import Corpus
+from etude.data.sources import Finding
+
+_SHOWN = 3
+
+
+@final
+@dataclass(frozen=True)
+class Report:
+    """Every audio file found is either packed or in ``skipped``."""
+
+    found: int
+    packed: int
+    other_files: int
+    skipped: tuple[Finding, ...]
+    noted: tuple[Finding, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """The content of ``report.json``."""
+        return {
+            "found": self.found,
+            "packed": self.packed,
+            "other_files": self.other_files,
+            "skipped_reasons": dict(sorted(Counter(f.reason for f in self.skipped).items())),
+            "noted_reasons": dict(sorted(Counter(f.reason for f in self.noted).items())),
+            "skipped": [asdict(finding) for finding in self.skipped],
+            "noted": [asdict(finding) for finding in self.noted],
+        }
+
+
+def describe_findings(findings: Sequence[Finding]) -> list[str]:
+    """One line per reason, the commonest first, with a few examples."""
+    lines: list[str] = []
+    for reason, count in Counter(finding.reason for finding in findings).most_common():
+        files = [printable(f.file) for f in findings if f.reason == reason][:_SHOWN]
+        more = f" and {count - len(files)} more" if count > len(files) else ""
+        lines.append(f"    {reason:<16} {count:>6}   {', '.join(files)}{more}")
+    return lines
+
+
+def describe(corpus: Corpus, report: Report) -> str:
+    """The summary at the end of a run."""
+    lines = [f"Corpus in {corpus.root} ({corpus.sample_rate} Hz, mono, 16 bit)"]
+    for split in ("train", "valid"):
+        shards = [shard for shard in corpus.shards if shard.split == split]
+        clips = sum(shard.samples for shard in shards)
+        size = sum(shard.bytes for shard in shards) / 1e6
+        hours = corpus.seconds(split) / 3600
+        counts = f"{clips:>7} clips in {len(shards)} shards"
+        lines.append(f"  {split:<6} {hours:>9.2f} h  {counts}, {size:.1f} MB")
+    lines.append(
+        f"  files  {report.found} found, {report.packed} packed, {len(report.skipped)} skipped; "
+        f"{report.other_files} other files left alone"
+    )
+    if report.skipped:
+        lines += ["  skipped", *describe_findings(report.skipped)]
+    if report.noted:
+        lines += ["  noted", *describe_findings(report.noted)]
+    if report.skipped or report.noted:
+        lines.append(f"  every file by name: {corpus.root / 'report.json'}")
+    if not corpus.seconds("valid"):
+        lines.append("  no valid split: it needs two tracks and a --valid-fraction above 0")
+    lines.append(f"Next: python launch/train.py CONFIG data.corpus={corpus.root}")
+    return "\n".join(lines)
+
+
+def printable(name: str) -> str:
+    """A file name that any terminal can show; names on a disk need not be valid Unicode."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def report_path(root: Path) -> Path:
+    """Where the report lies."""
+    return root / "report.json"

@@ -1,0 +1,146 @@
+"""Finished tracks -> which split, which shard -> tars.
+
+The plan is a pure function of the tracks' records and the settings, so that an interrupted run
+plans the same shards again and writes only those that are missing.
+"""
+
+import hashlib
+import io
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, final
+
+from etude.data.errors import DataError
+from etude.data.files import published
+from etude.data.prepare_track import Clip, Track, clips_path
+from etude.data.tar import BLOCK
+
+SplitName = Literal["train", "valid"]
+
+
+@final
+@dataclass(frozen=True)
+class ShardPlan:
+    """One tar to be."""
+
+    file: str
+    split: SplitName
+    clips: tuple[tuple[Track, Clip], ...]
+
+
+def assign_splits(
+    tracks: Sequence[Track], *, valid_fraction: float, valid_samples_limit: int, seed: int
+) -> dict[str, SplitName]:
+    """Track id -> split. Whole tracks, in the order of a hash of seed and name.
+
+    Tracks go to valid until its share is as close as whole tracks come to ``valid_fraction`` of
+    the audio: at least one where there are two, never all of them.
+    """
+    splits: dict[str, SplitName] = {track.id: "train" for track in tracks}
+    if valid_fraction <= 0 or len(tracks) < 2:
+        return splits
+    drawn = sorted(tracks, key=lambda track: _draw(seed, track.name))
+    total = sum(track.num_samples for track in tracks)
+    target = min(valid_fraction * total, valid_samples_limit)
+    taken = 0
+    for number, track in enumerate(drawn[:-1]):
+        if number > 0 and taken + track.num_samples / 2 > target:
+            break
+        splits[track.id] = "valid"
+        taken += track.num_samples
+    return splits
+
+
+def drop_duplicates(tracks: Sequence[Track]) -> tuple[list[Track], dict[str, str]]:
+    """Tracks to keep, and {id of a copy: name of the first one}, by decoded content."""
+    first: dict[str, str] = {}
+    kept: list[Track] = []
+    copies: dict[str, str] = {}
+    for track in tracks:
+        if track.content in first:
+            copies[track.id] = first[track.content]
+        else:
+            first[track.content] = track.name
+            kept.append(track)
+    return kept, copies
+
+
+def plan_shards(
+    tracks: Sequence[Track], splits: dict[str, SplitName], *, shard_bytes: int
+) -> list[ShardPlan]:
+    """Fills shards in the order of tracks and clips, up to ``shard_bytes`` each."""
+    plans: list[ShardPlan] = []
+    names: tuple[SplitName, ...] = ("train", "valid")
+    for split in names:
+        clips: list[tuple[Track, Clip]] = []
+        filled = number = 0
+        for track in tracks:
+            if splits[track.id] != split:
+                continue
+            for clip in track.clips:
+                size = _in_tar(clip.audio_size) + _in_tar(clip.json_size)
+                if clips and filled + size > shard_bytes:
+                    plans.append(ShardPlan(f"{split}-{number:06d}.tar", split, tuple(clips)))
+                    clips, filled, number = [], 0, number + 1
+                clips.append((track, clip))
+                filled += size
+        if clips:
+            plans.append(ShardPlan(f"{split}-{number:06d}.tar", split, tuple(clips)))
+    return plans
+
+
+def write_shard(plan: ShardPlan, root: Path, work: Path) -> None:
+    """Writes one tar: no times, no owners, so that equal audio gives equal bytes.
+
+    ``tarfile`` and not ``webdataset.TarWriter``: the same ustar members, without importing torch.
+    """
+    with (
+        published(root / plan.file) as out,
+        tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+    ):
+        for track, clip in plan.clips:
+            audio, metadata = _read_clip(track, clip, work)
+            _add(tar, f"{clip.key}.flac", audio)
+            _add(tar, f"{clip.key}.json", metadata)
+
+
+def release_clips(plans: Sequence[ShardPlan], written: int, work: Path) -> None:
+    """Deletes the work files of tracks that lie in the first ``written`` shards altogether.
+
+    Only what the last of these shards finished is looked at, so a run needs little more disk than
+    the corpus itself.
+    """
+    needed = {track.id for track, _ in plans[written].clips[:1]} if written < len(plans) else set()
+    for track_id in {track.id for track, _ in plans[written - 1].clips} - needed:
+        clips_path(work, track_id).unlink(missing_ok=True)
+
+
+def _read_clip(track: Track, clip: Clip, work: Path) -> tuple[bytes, bytes]:
+    index = track.clips.index(clip)
+    offset = sum(before.audio_size + before.json_size for before in track.clips[:index])
+    path = clips_path(work, track.id)
+    if not path.is_file():
+        raise DataError(
+            f"{path}: the encoded clips of {track.name} are gone, although its record is there. "
+            f"Delete {work.parent} and prepare again."
+        )
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(clip.audio_size), file.read(clip.json_size)
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    member.mode = 0o444
+    tar.addfile(member, io.BytesIO(content))
+
+
+def _in_tar(size: int) -> int:
+    return BLOCK + -(-size // BLOCK) * BLOCK
+
+
+def _draw(seed: int, name: str) -> bytes:
+    return hashlib.sha256(f"{seed} ".encode() + name.encode("utf-8", "surrogateescape")).digest()

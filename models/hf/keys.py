@@ -1,0 +1,100 @@
+"""Parameter names: ours and those of transformers' ``HubertModel``, one row per kind of parameter.
+
+``N`` stands for a layer's number, ``*`` for ``weight`` or ``bias``. Shapes are the same on both
+sides, so a table is all that a conversion needs. Layout: fairseq2's ``models/wav2vec2/interop.py``.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
+
+from etude.models.config import EncoderConfig
+
+Row = tuple[str, str]
+"""Our key pattern, Hugging Face's."""
+
+HUBERT_KEYS: tuple[Row, ...] = (
+    ("mask_embedding", "masked_spec_embed"),
+    ("frontend.conv.layers.N.conv.*", "feature_extractor.conv_layers.N.conv.*"),
+    ("frontend.conv.layers.N.group_norm.*", "feature_extractor.conv_layers.N.layer_norm.*"),
+    ("frontend.conv.layers.N.layer_norm.*", "feature_extractor.conv_layers.N.layer_norm.*"),
+    ("frontend.layer_norm.*", "feature_projection.layer_norm.*"),
+    ("frontend.projection.*", "feature_projection.projection.*"),
+    ("positions.conv.bias", "encoder.pos_conv_embed.conv.bias"),
+    # The magnitude and the direction of weight norm. Files carry the newer names, which every
+    # version of transformers loads; older ones are mapped by transformers itself.
+    ("positions.conv.weight_g", "encoder.pos_conv_embed.conv.parametrizations.weight.original0"),
+    ("positions.conv.weight_v", "encoder.pos_conv_embed.conv.parametrizations.weight.original1"),
+    ("norm.*", "encoder.layer_norm.*"),
+    ("layers.N.attention.q_proj.*", "encoder.layers.N.attention.q_proj.*"),
+    ("layers.N.attention.k_proj.*", "encoder.layers.N.attention.k_proj.*"),
+    ("layers.N.attention.v_proj.*", "encoder.layers.N.attention.v_proj.*"),
+    ("layers.N.attention.output_proj.*", "encoder.layers.N.attention.out_proj.*"),
+    ("layers.N.attention_norm.*", "encoder.layers.N.layer_norm.*"),
+    ("layers.N.ffn.inner_proj.*", "encoder.layers.N.feed_forward.intermediate_dense.*"),
+    ("layers.N.ffn.output_proj.*", "encoder.layers.N.feed_forward.output_dense.*"),
+    ("layers.N.ffn_norm.*", "encoder.layers.N.final_layer_norm.*"),
+)
+
+# Hugging Face calls the group norm of the first convolution `layer_norm` as well: only the settings
+# tell which of these two rows a front end has.
+_UNUSED_ROW = {
+    "group": "frontend.conv.layers.N.layer_norm.*",
+    "layer": "frontend.conv.layers.N.group_norm.*",
+}
+
+
+def hubert_rows(config: EncoderConfig) -> tuple[Row, ...]:
+    """The rows that an encoder of these settings has; every row is one to one."""
+    return tuple(row for row in HUBERT_KEYS if row[0] != _UNUSED_ROW[config.conv_norm])
+
+
+def to_hubert(state: Mapping[str, Tensor], config: EncoderConfig) -> dict[str, Tensor]:
+    """Renames our state dict to Hugging Face's keys; the tensors stay the same objects.
+
+    :raises ValueError: for a key that no row has.
+    """
+    return _rename(state, hubert_rows(config), side="an encoder")
+
+
+def from_hubert(state: Mapping[str, Tensor], config: EncoderConfig) -> dict[str, Tensor]:
+    """Renames a ``HubertModel``'s state dict to our keys.
+
+    :raises ValueError: for a key that no row has.
+    """
+    rows = tuple((theirs, ours) for ours, theirs in hubert_rows(config))
+    return _rename(state, rows, side="a HubertModel")
+
+
+def _rename(state: Mapping[str, Tensor], rows: tuple[Row, ...], *, side: str) -> dict[str, Tensor]:
+    renamed: dict[str, Tensor] = {}
+    unknown: list[str] = []
+    compiled = [(_pattern(source), target) for source, target in rows]
+    for key, tensor in state.items():
+        new_key = _new_key(key, compiled)
+        if new_key is None:
+            unknown.append(key)
+        elif new_key in renamed:
+            raise ValueError(f"two parameters would both be called {new_key}: {key} is the second.")
+        else:
+            renamed[new_key] = tensor
+    if unknown:
+        raise ValueError(
+            f"every parameter of {side} must have a row in the key table, but these have none: "
+            f"{', '.join(unknown)}."
+        )
+    return renamed
+
+
+def _new_key(key: str, rows: Iterable[tuple[re.Pattern[str], str]]) -> str | None:
+    for pattern, target in rows:
+        if match := pattern.fullmatch(key):
+            parts = match.groupdict()
+            return re.sub(r"\bN\b", parts.get("N") or "", target).replace("*", parts.get("end", ""))
+    return None
+
+
+def _pattern(row: str) -> re.Pattern[str]:
+    text = re.escape(row).replace(r"\.N\.", r"\.(?P<N>\d+)\.")
+    return re.compile(text.replace(r"\*", "(?P<end>weight|bias)"))

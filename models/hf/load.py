@@ -1,0 +1,143 @@
+"""A Hugging Face folder as frozen features, or as an encoder of ours to train on.
+
+Local files alone, and stock ``HubertModel``: nothing is downloaded and no code of the folder runs.
+The released MERT models are stock HuBERT models under another name, so they load too.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from transformers import HubertConfig, HubertModel
+
+from etude.models.config import EncoderConfig
+from etude.models.encoder import Encoder
+from etude.models.frames import FrameGrid
+from etude.models.hf.config import from_hubert_config
+from etude.models.hf.keys import from_hubert
+
+CONFIG_NAME = "config.json"
+PREPROCESSOR_NAME = "preprocessor_config.json"
+WEIGHTS_NAME = "model.safetensors"
+
+
+@final
+class HfEncoder:
+    """A ``HubertModel`` in evaluation mode, behind what its preprocessor would do."""
+
+    def __init__(self, model: Any, grid: FrameGrid, *, normalize: bool) -> None:
+        self.grid = grid
+        self.normalize = normalize
+        self._model = model
+
+    @property
+    def sample_rate(self) -> int:
+        """Samples per second of what it hears."""
+        return self.grid.sample_rate
+
+    @torch.inference_mode()
+    def hidden_states(self, waveform: Tensor) -> tuple[Tensor, ...]:
+        """``layers + 1`` tensors (B, F, D) of a waveform (B, T) in [-1, 1]."""
+        waveform = waveform.to(self._model.device, torch.float32)
+        if self.normalize:
+            # As Wav2Vec2FeatureExtractor.zero_mean_unit_var_norm.
+            variance = waveform.var(dim=1, correction=0, keepdim=True)
+            waveform = (waveform - waveform.mean(dim=1, keepdim=True)) / torch.sqrt(variance + 1e-7)
+        states: tuple[Tensor, ...] = self._model(waveform, output_hidden_states=True).hidden_states
+        return states
+
+
+def load_hf_encoder(folder: Path, *, device: torch.device | None = None) -> HfEncoder:
+    """Reads any HuBERT-like folder.
+
+    :raises FileNotFoundError: if a file is missing.
+    :raises ValueError: if ``HubertModel`` is not what the folder holds.
+    """
+    config = _read_config(folder)
+    preprocessor = _read_json(folder / PREPROCESSOR_NAME)
+    grid = FrameGrid(
+        _sample_rate(folder, preprocessor), tuple(config.conv_kernel), tuple(config.conv_stride)
+    )
+    model = load_hubert(folder)
+    if device is not None:
+        model = model.to(device)
+    # transformers takes a missing flag for true.
+    return HfEncoder(model, grid, normalize=bool(preprocessor.get("do_normalize", True)))
+
+
+def load_hubert(folder: Path) -> Any:
+    """The folder as ``HubertModel`` in evaluation mode, every weight from the file.
+
+    :raises FileNotFoundError: if there is no ``config.json``.
+    :raises ValueError: if weights are missing or do not fit the settings.
+    """
+    config = _read_config(folder)
+    try:
+        model, info = HubertModel.from_pretrained(
+            folder, config=config, local_files_only=True, output_loading_info=True
+        )
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"{folder} cannot be loaded as a HubertModel: {error}") from error
+    # transformers fills what is missing with random numbers and only warns.
+    if lacking := sorted(info["missing_keys"]):
+        raise ValueError(
+            f"the weights in {folder} must fill the whole HubertModel, but lack "
+            f"{', '.join(lacking)}."
+        )
+    return model.eval()
+
+
+def import_hubert(folder: Path) -> Encoder:
+    """The folder as an encoder of ours, in evaluation mode.
+
+    :raises FileNotFoundError: if a file is missing.
+    :raises ValueError: if our encoder cannot be that model.
+    """
+    sample_rate = _sample_rate(folder, _read_json(folder / PREPROCESSOR_NAME))
+    model = load_hubert(folder)
+    config: EncoderConfig = from_hubert_config(model.config.to_dict(), sample_rate=sample_rate)
+    encoder = Encoder(config)
+    encoder.load_state_dict(from_hubert(model.state_dict(), config))
+    return encoder.eval()
+
+
+def _read_config(folder: Path) -> Any:
+    values = _read_json(folder / CONFIG_NAME)
+    kind = values.get("model_type")
+    if kind not in ("hubert", "mert_model"):
+        raise ValueError(
+            f"model_type in {folder / CONFIG_NAME} must be hubert or mert_model, but is {kind!r}."
+        )
+    # What MERT's own class adds; no released model has any of it switched on where it would act.
+    relaxed = values.get("attention_relax", -1) > 0 and not values.get("do_stable_layer_norm")
+    if values.get("feature_extractor_cqt") or values.get("deepnorm") or relaxed:
+        raise ValueError(
+            f"{folder / CONFIG_NAME} asks for feature_extractor_cqt, deepnorm or attention_relax, "
+            "which HubertModel does not have."
+        )
+    # `auto_map` would point at code beside the weights; `model_type` at a class we do not have.
+    dropped = ("auto_map", "model_type", "architectures")
+    kept = {key: value for key, value in values.items() if key not in dropped}
+    return HubertConfig.from_dict(kept)
+
+
+def _sample_rate(folder: Path, preprocessor: dict[str, Any]) -> int:
+    rate = preprocessor.get("sampling_rate")
+    if not isinstance(rate, int) or rate < 1:
+        raise ValueError(
+            f"sampling_rate in {folder / PREPROCESSOR_NAME} must be samples per second, "
+            f"but is {rate!r}."
+        )
+    return rate
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold a JSON object, but holds {type(values).__name__}.")
+    return values

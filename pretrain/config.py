@@ -1,0 +1,279 @@
+"""The settings of a whole run: one typed tree, read before anything heavy is imported (no torch).
+
+A YAML file may name another as ``base:`` and give only what differs; ``key.path=value`` on the
+command line overrides both. Unknown keys, wrong types and impossible combinations end here, with
+the nearest existing key and where the value came from.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from etude.models.config import EncoderConfig
+
+Positive = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, strict, no unknown keys; docstrings are the documentation."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
+    )
+
+
+class RunConfig(Section):
+    """Where a run lives."""
+
+    dir: Path
+    """Folder of the run: config, metrics, checkpoints. The same folder again continues the run."""
+
+
+class DataConfig(Section):
+    """What is heard."""
+
+    corpus: Path
+    """Folder made by ``launch/prepare.py``."""
+
+    crop_seconds: Positive = 5.0
+    """Length of a training crop in seconds (MERT 5, music2vec 30)."""
+
+    workers: Natural = 2
+    """Processes per rank that read and decode; 0 decodes in the training process."""
+
+    max_skipped_fraction: Fraction = 0.001
+    """Share of crops whose clip may turn out damaged (each is replaced) before the run stops."""
+
+    max_valid_crops: Count = 256
+    """Held-out crops per validation, one per clip."""
+
+
+class KmeansTargetConfig(Section):
+    """K-means labels of spectral features (MERT-v0)."""
+
+    kind: Literal["kmeans"]
+
+    weight: Positive = 1.0
+    """Factor of this target's cross-entropy."""
+
+    centroids: Path
+    """File written by ``launch/cluster.py``."""
+
+    final_dim: Count = 256
+    """Width in which logits are compared (HuBERT base 256)."""
+
+    temperature: Positive = 0.1
+    """Divides the cosine (fairseq's ``logit_temp``)."""
+
+
+class CqtTargetConfig(Section):
+    """Regression of the constant-Q spectrum. Defaults are the published settings."""
+
+    kind: Literal["cqt"]
+
+    weight: Positive = 1.0
+    """Factor of the mean squared error."""
+
+    bins: Count = 336
+    """Frequency bins."""
+
+    bins_per_octave: Count = 48
+    """Bins per octave."""
+
+    fmin: Positive = 32.7
+    """Lowest frequency in hertz (C1)."""
+
+    scale: Literal["linear", "log"] = "linear"
+    """``linear`` magnitude as published, or ``log``: log(1 + 100 m), less ruled by loud clips."""
+
+
+TargetConfig = Annotated[KmeansTargetConfig | CqtTargetConfig, Field(discriminator="kind")]
+
+
+class MaskConfig(Section):
+    """Which frames are hidden."""
+
+    prob: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8
+    """Number of span starts times span length over frames; spans overlap, so fewer are masked."""
+
+    span_frames: Count = 5
+    """Frames per masked span (5 frames = 67 ms at 75 Hz)."""
+
+    fraction: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Masked share of the frames, instead of the one that ``prob`` gives (58 % for .8 and 5)."""
+
+
+class MixtureConfig(Section):
+    """In-batch mixture: excerpts of other crops on the input, never on the targets."""
+
+    prob: Fraction = 0.0
+    """Probability that a crop is mixed (MERT-v1 .5)."""
+
+    group: Annotated[int, Field(ge=2)] = 8
+    """Consecutive crops of the global batch that share a pool; must divide the micro-batch."""
+
+    min_seconds: Positive = 0.5
+    """Shortest excerpt."""
+
+    max_seconds: Positive = 1.0
+    """Longest excerpt (MERT 95M 1.0, 330M 1.5)."""
+
+    max_excerpts: Count = 3
+    """Most excerpts per crop; their number is uniform from 1."""
+
+    gain: Positive = 1.0
+    """Factor on the excerpts."""
+
+
+class ObjectiveConfig(Section):
+    """Masked prediction of one or more targets."""
+
+    targets: Annotated[dict[str, TargetConfig], Field(min_length=1)]
+    """Name to target; the name is the prefix of its metrics."""
+
+    mask: MaskConfig = MaskConfig()
+    mixture: MixtureConfig = MixtureConfig()
+
+    feature_penalty: NonNegative = 10.0
+    """Factor of the mean square of the conv features (fairseq's ``features_pen``)."""
+
+
+class TrainConfig(Section):
+    """How much, and on what."""
+
+    max_steps: Count
+    """Optimizer updates of this run."""
+
+    micro_batch: Count | Literal["auto"] = "auto"
+    """Crops per rank and forward pass; ``auto`` takes the largest share of the global batch that
+    memory should hold."""
+
+    global_batch: Count
+    """Crops per update over all ranks; gradient accumulation follows from it."""
+
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """``bf16``: matrix products by autocast; parameters, losses and spectra stay float32."""
+
+    engine: Literal["deepspeed", "ddp"] = "deepspeed"
+    """What drives the optimizer: DeepSpeed, or plain torch DistributedDataParallel."""
+
+    max_skipped_updates: Natural = 10
+    """Updates with a non-finite gradient in a row before the run stops (status 4)."""
+
+
+class OptimConfig(Section):
+    """AdamW (fairseq's ``adam`` is decoupled too, on all parameters) with warm-up and decay."""
+
+    lr: Positive
+    """Peak learning rate."""
+
+    warmup_steps: Natural
+    """Updates from 0 to the peak."""
+
+    schedule_steps: Count | None = None
+    """Updates after which the learning rate would reach 0; ``train.max_steps`` if not given.
+    A released model may have stopped long before."""
+
+    betas: tuple[Fraction, Fraction] = (0.9, 0.98)
+    eps: Positive = 1e-6
+    weight_decay: NonNegative = 0.01
+
+    clip_norm: NonNegative = 10.0
+    """Largest norm of the gradient; 0 does not clip."""
+
+
+class CheckpointConfig(Section):
+    """When to save."""
+
+    every_steps: Count = 5_000
+    """Updates between checkpoints; one is always saved at the end and when asked to stop."""
+
+    keep: Count = 2
+    """Newest checkpoints that are kept."""
+
+
+class LoggingConfig(Section):
+    """What to report."""
+
+    every_steps: Count = 100
+    """Updates between lines of ``metrics.jsonl``; metrics are means over this interval."""
+
+    valid_every_steps: Count = 1_000
+    """Updates between validations; one is always made at the end."""
+
+    tensorboard: bool = True
+    """Whether to write TensorBoard event files beside ``metrics.jsonl``."""
+
+
+class Config(Section):
+    """One run."""
+
+    run: RunConfig
+    seed: Natural = 1337
+    """Everything random follows from it: initialisation, order, crops, masks, mixture, dropout."""
+
+    data: DataConfig
+    model: EncoderConfig = EncoderConfig()
+    objective: ObjectiveConfig
+    train: TrainConfig
+    optim: OptimConfig
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    logging: LoggingConfig = LoggingConfig()
+
+    init_from: Path | None = None
+    """A run or checkpoint folder whose encoder weights to start from; heads start anew."""
+
+    deepspeed: dict[str, Any] | Path = {}
+    """DeepSpeed's own settings, or the path of its JSON, merged into the generated ones."""
+
+    @model_validator(mode="after")
+    def _check_together(self) -> "Config":
+        crop = round(self.data.crop_seconds * self.model.sample_rate)
+        frames = self.model.grid.num_frames(crop)
+        mask, mixture = self.objective.mask, self.objective.mixture
+        spans = max(1, round(mask.prob * frames / mask.span_frames))
+        if frames - mask.span_frames + 1 < spans or frames < 2:
+            raise ValueError(
+                f"data.crop_seconds ({self.data.crop_seconds}) gives {frames} frames, too few for "
+                f"{spans} masked spans of {mask.span_frames} frames: take longer crops, or lower "
+                "objective.mask.prob or objective.mask.span_frames"
+            )
+        if (
+            mixture.prob
+            and not mixture.min_seconds <= mixture.max_seconds <= self.data.crop_seconds
+        ):
+            raise ValueError(
+                f"objective.mixture excerpts must satisfy min_seconds ({mixture.min_seconds}) <= "
+                f"max_seconds ({mixture.max_seconds}) <= data.crop_seconds "
+                f"({self.data.crop_seconds})"
+            )
+        for name, target in self.objective.targets.items():
+            if isinstance(target, CqtTargetConfig):
+                top = target.fmin * 2 ** ((target.bins - 1) / target.bins_per_octave)
+                if top >= self.model.sample_rate / 2:
+                    raise ValueError(
+                        f"objective.targets.{name}: the top bin of the CQT would be at {top:.0f} "
+                        f"Hz, above half the sample rate ({self.model.sample_rate / 2:.0f} Hz): "
+                        "take fewer bins or more per octave"
+                    )
+        if self.schedule_steps <= self.optim.warmup_steps and self.optim.schedule_steps is not None:
+            raise ValueError(
+                f"optim.schedule_steps ({self.schedule_steps}) must exceed optim.warmup_steps "
+                f"({self.optim.warmup_steps})"
+            )
+        return self
+
+    @property
+    def schedule_steps(self) -> int:
+        """Length of the learning rate's schedule in updates."""
+        return self.optim.schedule_steps or self.train.max_steps
+
+    @property
+    def crop_samples(self) -> int:
+        """Length of a crop in samples."""
+        return round(self.data.crop_seconds * self.model.sample_rate)

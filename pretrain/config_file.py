@@ -1,0 +1,212 @@
+"""From YAML files and command-line words to a checked :class:`Config`, with errors for people.
+
+    file -> its base, and that one's base … -> overrides -> the typed tree
+
+Values are YAML as YAML 1.2 reads numbers: ``lr=3e-4`` is a number here, though not to PyYAML.
+"""
+
+import difflib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from etude.pretrain.config import Config
+from etude.pretrain.errors import ConfigError
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without surprises: no dates, no yes/no booleans, ``3e-4`` a number, no key twice."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} occurs twice", key_node.start_mark
+                )
+            seen.add(key)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
+
+
+for _tag, _pattern, _first in (
+    ("bool", r"true|false|True|False", "tfTF"),
+    ("null", r"~|null|", "~n"),
+    ("int", r"[-+]?[0-9][0-9_]*", "-+0123456789"),
+    ("float", r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?", "-+.0123456789"),
+):
+    _Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), [*_first]
+    )
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads and checks a run's configuration.
+
+    :param overrides: words like ``optim.lr=3e-4``.
+    :raises ConfigError: in words for the user.
+    """
+    values, origins = _read(path, ())
+    for word in overrides:
+        _override(values, origins, word)
+    return _validate(values, origins, path)
+
+
+def as_values(config: BaseModel) -> dict[str, Any]:
+    """The tree as plain values, for YAML and for comparing."""
+    values: dict[str, Any] = json.loads(config.model_dump_json())
+    return values
+
+
+def dump_yaml(config: BaseModel) -> str:
+    """The resolved configuration as YAML that :func:`load_config` reads."""
+    return yaml.safe_dump(as_values(config), sort_keys=False)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Leaves as (``key.path``, value)."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Parses YAML text safely.
+
+    :raises ConfigError: naming ``where`` and the line.
+    """
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where} is not valid YAML: {error}") from error
+
+
+def _read(path: Path, parents: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, str]]:
+    if path.resolve() in parents:
+        raise ConfigError(f"{path} is its own base: " + " -> ".join(map(str, parents)))
+    if not path.is_file():
+        near = difflib.get_close_matches(
+            path.name, [other.name for other in path.parent.glob("*.yaml")], n=1
+        )
+        hint = f" Did you mean {path.parent / near[0]}?" if near else ""
+        raise ConfigError(f"there is no configuration file {path}.{hint}")
+    content = parse_yaml(path.read_text(), str(path))
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must hold `key: value` lines, but holds {content!r}.")
+    base = content.pop("base", None)
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    if base is not None:
+        values, origins = _read(path.parent / str(base), (*parents, path.resolve()))
+    _merge(values, content)
+    origins.update({key: str(path) for key, _ in flatten(content)})
+    return values, origins
+
+
+def _merge(values: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    for key, value in changes.items():
+        if isinstance(value, Mapping) and isinstance(values.get(key), dict):
+            old = values[key]
+            # Another kind of target shares no keys with the one it replaces.
+            if "kind" in value and value["kind"] != old.get("kind"):
+                values[key] = dict(value)
+            else:
+                _merge(old, value)
+        else:
+            values[key] = value
+
+
+def _override(values: dict[str, Any], origins: dict[str, str], word: str) -> None:
+    key, equals, text = word.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"`{word}` is no override: write key.path=value, such as optim.lr=3e-4.")
+    change: Any = parse_yaml(text, f"the value of `{word}`")
+    parts = key.split(".")
+    node = values
+    for part in parts[:-1]:
+        child = node.setdefault(part, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"`{word}`: {part} is a value, not a section.")
+        node = child
+    if change is None and parts[-1] in node and isinstance(node[parts[-1]], dict):
+        del node[parts[-1]]  # `objective.targets.cqt=null` takes a target away
+    else:
+        node[parts[-1]] = change
+    origins[key] = f"`{word}`"
+
+
+def _validate(values: dict[str, Any], origins: dict[str, str], path: Path) -> Config:
+    # JSON mode: strict about types, yet a list is a tuple and a string is a path.
+    try:
+        text = json.dumps(values)
+    except TypeError as error:
+        raise ConfigError(f"{path} holds a value of no plain type: {error}") from error
+    try:
+        return Config.model_validate_json(text)
+    except ValidationError as error:
+        problems = [_describe(problem, origins, path) for problem in error.errors()]
+        raise ConfigError(" Also: ".join(problems)) from error
+
+
+def _describe(problem: Any, origins: Mapping[str, str], path: Path) -> str:
+    location = [str(part) for part in problem["loc"]]
+    kinds = {"kmeans", "cqt", "codec", "teacher"}
+    # pydantic names the branch of a union in the path; the user's file has no such key.
+    key = ".".join(
+        part
+        for index, part in enumerate(location)
+        if not (part in kinds and index == 3) and not part.startswith(("function-", "constrained"))
+    )
+    where = origins.get(key, str(path))
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(location)
+        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+        hint = f"Did you mean `{near[0]}`?" if near else f"Known here: {', '.join(known)}."
+        return f"unknown key `{key}` in {where}. {hint}"
+    if problem["type"] == "missing":
+        return f"`{key}` is missing in {path}: give it there or as {key}=VALUE."
+    message = problem["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(problem["input"], dict) else f", but is {problem['input']!r}"
+    place = f"`{key}` in {where}: " if key else f"{path}: "
+    return f"{place}{message}{given}."
+
+
+def _known_keys(location: Sequence[str]) -> list[str]:
+    model: type[BaseModel] = Config
+    for part in location[:-1]:
+        field = model.model_fields.get(part)
+        candidates = [] if field is None else [field.annotation, *_nested(field.annotation)]
+        found = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        if part in {"kmeans", "cqt"}:
+            found = [c for c in found_targets() if c.model_fields["kind"].annotation is not None]
+            found = [c for c in found if part in get_args(c.model_fields["kind"].annotation)]
+        if found:
+            model = found[0]
+    return list(model.model_fields)
+
+
+def found_targets() -> list[type[BaseModel]]:
+    """The target sections, by kind."""
+    annotation = Config.model_fields["objective"].annotation
+    assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    return [
+        candidate
+        for candidate in _nested(annotation.model_fields["targets"].annotation)
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel)
+    ]
+
+
+def _nested(annotation: Any) -> Iterator[Any]:
+    for argument in get_args(annotation):
+        yield argument
+        yield from _nested(argument)

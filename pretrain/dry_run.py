@@ -1,0 +1,109 @@
+"""What a run would be: settings, size, cost, and a look at its data and labels."""
+
+import statistics
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from etude.data.pipeline import collate, read_crop
+from etude.pretrain.assemble import Inputs, build_objective, hours_per_update
+from etude.pretrain.config import Config
+from etude.pretrain.config_file import dump_yaml
+from etude.pretrain.metrics import LabelCounts, MetricSums
+from etude.pretrain.run_folder import RunFolder, read_metrics
+
+_LABEL_CROPS = 32
+
+
+def describe_run(
+    config: Config, inputs: Inputs, folder: RunFolder, device: torch.device
+) -> Iterator[str]:
+    """Lines of the report; building the model and reading a few crops is all that is run."""
+    yield dump_yaml(config).rstrip()
+    yield ""
+    objective = build_objective(config, inputs)
+    yield "parameters"
+    for name, count in _parameters(objective):
+        yield f"  {name:<28}{count:>14,}"
+    corpus, share = inputs.corpus, inputs.share
+    hours = hours_per_update(config)
+    yield "data"
+    yield f"  corpus                      {corpus.root}, {corpus.sample_rate} Hz"
+    for split in ("train", "valid"):
+        clips = len(corpus.split(split))
+        yield f"  {split:<28}{clips:,} clips, {corpus.seconds(split) / 3600:.2f} h"
+    yield f"  clips too short for a crop  {inputs.train.too_short}"
+    yield "cost"
+    yield f"  audio per update            {hours * 3600:,.0f} s ({share.global_batch} crops)"
+    yield (
+        f"  micro-batches               {share.micro_batches} x {share.micro_batch} crops on each "
+        f"of {share.ranks} ranks"
+    )
+    memory = _memory_gb(config, objective, share.micro_batch)
+    yield f"  memory per rank             about {memory:.1f} GB (estimate)"
+    yield f"  updates                     {config.train.max_steps:,}"
+    epochs = config.train.max_steps * share.global_batch / len(inputs.train.clips)
+    heard = hours * config.train.max_steps
+    yield f"  audio heard                 {heard:,.1f} h, {epochs:,.1f} crops per clip"
+    yield f"  time to the end             {_time_left(config, folder)}"
+    yield from _labels(objective, inputs)
+    for note in inputs.notes:
+        yield f"note: {note}"
+    yield "dry run: all checks passed, nothing was trained"
+
+
+def _parameters(objective: nn.Module) -> list[tuple[str, int]]:
+    def count(module: nn.Module) -> int:
+        return sum(parameter.numel() for parameter in module.parameters())
+
+    encoder = objective.get_submodule("encoder")
+    rows = [(f"encoder.{name}", count(child)) for name, child in encoder.named_children()]
+    rows = [(name, size) for name, size in rows if size]
+    rows.append(("encoder", count(encoder)))
+    targets = objective.get_submodule("targets")
+    rows += [(f"head of {name}", count(child)) for name, child in targets.named_children()]
+    rows.append(("all", count(objective)))
+    return rows
+
+
+def _memory_gb(config: Config, objective: nn.Module, micro_batch: int) -> float:
+    # Weights, gradients and two moments in float32, and what the backward pass keeps: about 34
+    # values per frame, layer and width in the transformer and 4 per conv output.
+    parameters = sum(parameter.numel() for parameter in objective.parameters())
+    model = config.model
+    frames = model.grid.num_frames(config.crop_samples)
+    kept = 34 * frames * model.layers * model.dim
+    kept += 2 * model.layers * model.heads * frames**2 if model.attention_dropout else 0
+    samples = config.crop_samples
+    for channels, stride in zip(model.conv_dims, model.conv_strides, strict=True):
+        samples //= stride
+        kept += 4 * channels * samples
+    value_bytes = 2 if config.train.precision == "bf16" else 4
+    return (16 * parameters + value_bytes * kept * micro_batch) / 1e9
+
+
+def _time_left(config: Config, folder: RunFolder) -> str:
+    lines = list(read_metrics(folder.metrics))
+    speeds = [line["perf/crops_per_second"] for line in lines if "perf/crops_per_second" in line]
+    if not speeds:
+        return "unknown until this run has trained a little"
+    left = config.train.max_steps - int(lines[-1]["step"])
+    hours = left * config.train.global_batch / statistics.median(speeds) / 3600
+    return (
+        f"{hours:,.2f} h at the {statistics.median(speeds):.1f} crops/s measured in {folder.path}"
+    )
+
+
+@torch.no_grad()
+def _labels(objective: nn.Module, inputs: Inputs) -> Iterator[str]:
+    """One forward pass over a few crops: are they read, and do the labels vary?"""
+    crops = [read_crop(inputs.train, position) for position in range(_LABEL_CROPS)]
+    objective.eval()
+    sums = MetricSums()
+    for first in range(0, _LABEL_CROPS, 8):
+        output = objective(collate(crops[first : first + 8], update=0))
+        sums.add({k: v for k, v in output.metrics.items() if isinstance(v, LabelCounts)})
+    yield f"labels on {_LABEL_CROPS} crops"
+    for name, value in sorted(sums.results().items()):
+        yield f"  {name:<40}{value:.3f}"

@@ -1,0 +1,81 @@
+"""What drives the optimizer, as the trainer sees it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from etude.data.batch import AudioBatch
+from etude.pretrain.config import OptimConfig
+from etude.pretrain.objective import StepOutput
+
+
+class UpdateResult(NamedTuple):
+    """What an optimizer update did."""
+
+    grad_norm: float
+    """Norm of the gradient before clipping."""
+
+    skipped: bool
+    """Whether a non-finite gradient was thrown away; the same on every rank."""
+
+
+class Engine(Protocol):
+    """Forward, backward and update of one objective on all ranks."""
+
+    def accumulate(self, batch: AudioBatch) -> StepOutput:
+        """Forward and backward of one micro-batch; the gradient is averaged over an update."""
+
+    def update(self, lr: float) -> UpdateResult:
+        """Applies the accumulated gradient with this learning rate."""
+
+    def evaluate(self, batch: AudioBatch) -> StepOutput:
+        """Forward alone, in evaluation mode and without gradients, in training's precision."""
+
+    def save(self, folder: Path) -> None:
+        """Writes what continuing exactly needs; every rank calls it, the folder exists."""
+
+    def load(self, folder: Path) -> None:
+        """Reads what :meth:`save` wrote."""
+
+
+def build_optimizer(
+    module: nn.Module, config: OptimConfig, device: torch.device
+) -> torch.optim.AdamW:
+    """AdamW over all parameters, decay included, as fairseq's ``adam`` does."""
+    return torch.optim.AdamW(
+        module.parameters(),
+        lr=config.lr,
+        betas=config.betas,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        fused=device.type == "cuda",
+    )
+
+
+def gradient_norm(module: nn.Module) -> Tensor:
+    """Norm of all gradients of ``module``, scalar."""
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    return torch.nn.utils.get_total_norm(gradients)
+
+
+def move(batch: AudioBatch, device: torch.device) -> AudioBatch:
+    """The batch on ``device``; ``update`` and ``skipped`` are read by the host and stay there."""
+    return batch._replace(
+        waveform=batch.waveform.to(device, non_blocking=True),
+        sample_ids=batch.sample_ids.to(device, non_blocking=True),
+    )
+
+
+def merge_settings(generated: Mapping[str, object], own: Mapping[str, object]) -> dict[str, object]:
+    """``own`` laid over ``generated``, sections merged."""
+    merged = dict(generated)
+    for key, value in own.items():
+        old = merged.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            merged[key] = merge_settings(old, value)
+        else:
+            merged[key] = value
+    return merged

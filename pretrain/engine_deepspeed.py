@@ -1,0 +1,131 @@
+"""The DeepSpeed engine: the only file that imports deepspeed."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed as dist
+from torch import nn
+
+from etude.data.batch import AudioBatch
+from etude.pretrain.config import Config
+from etude.pretrain.distributed import COLLECTIVE_TIMEOUT, World
+from etude.pretrain.engine import UpdateResult, build_optimizer, gradient_norm, move
+from etude.pretrain.errors import CheckpointError
+from etude.pretrain.objective import StepOutput
+
+# DeepSpeed and its launcher log every detail at INFO, before any handler of ours.
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+import deepspeed  # noqa: E402
+from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine  # noqa: E402
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler  # noqa: E402
+from deepspeed.runtime.zero.config import ZeroStageEnum  # noqa: E402
+from deepspeed.utils.tensor_fragment import fragment_address  # noqa: E402
+
+_TAG = "engine"
+
+
+class DeepSpeedEngine:
+    """One objective under DeepSpeed, ZeRO stage 0, 1 or 2.
+
+    :param settings: from :func:`etude.pretrain.deepspeed_settings.deepspeed_settings`.
+    """
+
+    def __init__(
+        self, objective: nn.Module, config: Config, settings: dict[str, Any], world: World
+    ) -> None:
+        _start_process_group(world)
+        self._world = world
+        self._autocast = config.train.precision == "bf16"
+        objective.to(world.device)
+        self._engine: Any = deepspeed.initialize(
+            model=objective,
+            optimizer=build_optimizer(objective, config.optim, world.device),
+            config=settings,
+            dist_init_required=False,
+        )[0]
+        self._engine.checkpoint_engine = _SafeCheckpointEngine(self._engine._config)
+        self._stage: int = self._engine.zero_optimization_stage()
+        self.objective = objective
+
+    def accumulate(self, batch: AudioBatch) -> StepOutput:
+        """Forward and backward of one micro-batch; DeepSpeed divides by their number."""
+        self.objective.train()
+        output: StepOutput = self._engine(move(batch, self._world.device))
+        self._engine.backward(output.loss)
+        if not self._engine.is_gradient_accumulation_boundary():
+            self._engine.step()  # counts the micro-batch; nothing is applied
+        return output
+
+    def update(self, lr: float) -> UpdateResult:
+        """Applies the gradient unless it is not finite."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr
+        if self._stage == 0:
+            # Stage 0 would apply a non-finite gradient, and the parameters would be gone. After
+            # the reduction every rank has the same gradient and so takes the same decision.
+            norm = float(gradient_norm(self.objective))
+            if not _finite(norm):
+                self._engine.zero_grad()
+                self._engine.micro_steps += 1
+                return UpdateResult(norm, skipped=True)
+            self._engine.step()
+            return UpdateResult(norm, skipped=False)
+        self._engine.step()
+        norm = float(self._engine.get_global_grad_norm())
+        return UpdateResult(norm, skipped=not _finite(norm))
+
+    @torch.no_grad()
+    def evaluate(self, batch: AudioBatch) -> StepOutput:
+        """Forward alone, in evaluation mode."""
+        self.objective.eval()
+        batch = move(batch, self._world.device)
+        with torch.autocast(self._world.device.type, torch.bfloat16, enabled=self._autocast):
+            output: StepOutput = self.objective(batch)
+        return output
+
+    def save(self, folder: Path) -> None:
+        """Writes DeepSpeed's files; what of them is valid is the checkpoint's business."""
+        self._engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        """Reads DeepSpeed's files without executing anything in them.
+
+        :raises CheckpointError: if they do not fit this run, such as another number of ranks with
+            a partitioned optimizer.
+        """
+        try:
+            loaded, _ = self._engine.load_checkpoint(str(folder), tag=_TAG)
+        except (RuntimeError, AssertionError, ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"{folder} cannot be continued from: {error}. With ZeRO stage {self._stage} the "
+                "number of ranks must be the one it was saved with; stage 0 takes any."
+            ) from error
+        if loaded is None:
+            raise CheckpointError(f"{folder} holds no DeepSpeed state.")
+
+
+class _SafeCheckpointEngine(TorchCheckpointEngine):  # type: ignore[misc]
+    """DeepSpeed's own engine unpickles whatever it finds; this one reads tensors and its enums."""
+
+    def load(self, path: str, map_location: Any = None) -> Any:
+        allowed = [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
+        with torch.serialization.safe_globals(allowed):
+            return torch.load(path, map_location=map_location, weights_only=True)
+
+
+def _finite(value: float) -> bool:
+    return value - value == 0.0
+
+
+def _start_process_group(world: World) -> None:
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    if world.device.type == "cpu":
+        # Its shared-memory all-reduce compiles for a minute at the first start, and a start killed
+        # meanwhile leaves a lock on which every later one hangs. gloo does without.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if not dist.is_initialized():
+        backend = "nccl" if world.device.type == "cuda" else "gloo"
+        deepspeed.init_distributed(dist_backend=backend, timeout=COLLECTIVE_TIMEOUT, verbose=False)

@@ -1,0 +1,159 @@
+"""What a trainer calls around its loop. Whatever would want an `if` in the loop is a hook."""
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from etude.pretrain.checkpoint import Checkpoints
+from etude.pretrain.objective import Objective
+
+if TYPE_CHECKING:
+    from etude.pretrain.trainer import Trainer
+
+_log = logging.getLogger(__name__)
+
+
+class Hook:
+    """Does nothing; a hook overrides what it needs. Every rank runs every hook."""
+
+    def start(self, trainer: "Trainer") -> None:
+        """Before the first update of this process; ``trainer.step`` updates are done already."""
+
+    def step_end(self, trainer: "Trainer") -> None:
+        """After each update."""
+
+    def logged(self, trainer: "Trainer", values: Mapping[str, float]) -> None:
+        """After metrics were reduced; the same values on every rank."""
+
+    def close(self, trainer: "Trainer") -> None:
+        """At the end, also when the run was asked to stop or failed."""
+
+
+class MetricsFile(Hook):
+    """``metrics.jsonl`` and TensorBoard, on the main rank."""
+
+    def __init__(self, path: Path, tensorboard: Path | None) -> None:
+        self._file = path.open("a", buffering=1)
+        self._writer = SummaryWriter(str(tensorboard)) if tensorboard else None  # type: ignore[no-untyped-call]
+
+    def logged(self, trainer: "Trainer", values: Mapping[str, float]) -> None:
+        """One line of JSON per log interval."""
+        line = {"step": trainer.step, **{key: _json_number(v) for key, v in values.items()}}
+        self._file.write(json.dumps(line) + "\n")
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, trainer.step)  # type: ignore[no-untyped-call]
+
+    def close(self, trainer: "Trainer") -> None:
+        """Closes both."""
+        self._file.close()
+        if self._writer is not None:
+            self._writer.close()  # type: ignore[no-untyped-call]
+
+
+class Progress(Hook):
+    """A bar with crops per second and ETA on a terminal, plain lines elsewhere."""
+
+    def __init__(self, max_steps: int, global_batch: int) -> None:
+        self._max_steps = max_steps
+        self._global_batch = global_batch
+        self._bar: tqdm[Any] | None = None
+
+    def start(self, trainer: "Trainer") -> None:
+        """Opens the bar at the step that is reached."""
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=self._max_steps, initial=trainer.step, unit="update")
+
+    def step_end(self, trainer: "Trainer") -> None:
+        """Moves the bar."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def logged(self, trainer: "Trainer", values: Mapping[str, float]) -> None:
+        """Shows the newest numbers."""
+        shown = {
+            key: f"{value:.3g}"
+            for key, value in values.items()
+            if key == "loss" or (key.endswith("/accuracy") and not key.startswith("valid/"))
+        }
+        speed = values.get("perf/crops_per_second")
+        if self._bar is not None:
+            speed_text = {} if speed is None else {"crops/s": f"{speed:.1f}"}
+            self._bar.set_postfix(shown | speed_text)
+            return
+        parts = [f"step {trainer.step}/{self._max_steps}"]
+        parts += [f"{key} {value}" for key, value in shown.items()]
+        if speed:
+            left = (self._max_steps - trainer.step) * self._global_batch / speed
+            parts.append(f"{speed:.1f} crops/s, {left / 60:.1f} min left")
+        if "valid/loss" in values:
+            parts.append(f"valid/loss {values['valid/loss']:.4g}")
+        print("  ".join(parts), flush=True)
+
+    def close(self, trainer: "Trainer") -> None:
+        """Leaves the bar where it is."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+class SaveCheckpoints(Hook):
+    """Publishes a checkpoint every so many updates and at the end."""
+
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        objective: Objective,
+        *,
+        every: int,
+        max_steps: int,
+        state: Mapping[str, str],
+    ) -> None:
+        self._checkpoints = checkpoints
+        self._objective = objective
+        self._every = every
+        self._max_steps = max_steps
+        self._state = state
+
+    def step_end(self, trainer: "Trainer") -> None:
+        """Saves when it is time."""
+        if trainer.step % self._every == 0 or trainer.step == self._max_steps:
+            self.save(trainer)
+
+    def save(self, trainer: "Trainer") -> None:
+        """Publishes a checkpoint of the current step, unless there is one."""
+        if trainer.checkpoint is not None and trainer.checkpoint_step == trainer.step:
+            return
+        trainer.checkpoint = self._checkpoints.save(
+            trainer.step,
+            engine=trainer.engine,
+            encoder=self._objective.encoder,
+            state={**self._state, "skipped_updates": trainer.skipped_updates},
+        )
+        trainer.checkpoint_step = trainer.step
+
+
+class Validate(Hook):
+    """Measures the objective on held-out crops, the same ones each time."""
+
+    def __init__(
+        self, measure: Callable[[], dict[str, float]], *, every: int, max_steps: int
+    ) -> None:
+        self._measure = measure
+        self._every = every
+        self._max_steps = max_steps
+
+    def step_end(self, trainer: "Trainer") -> None:
+        """Adds ``valid/…`` to what is logged at this step."""
+        if trainer.step % self._every == 0 or trainer.step == self._max_steps:
+            trainer.report({f"valid/{key}": value for key, value in self._measure().items()})
+
+
+def _json_number(value: float) -> float | None:
+    # JSON has no NaN and no infinity.
+    return value if value - value == 0.0 else None

@@ -1,0 +1,89 @@
+"""A run from its config to its exit: the world, the folder, the log, and how it ended."""
+
+import logging
+import sys
+from pathlib import Path
+
+import torch
+from torch import distributed as dist
+
+from etude.pretrain.assemble import Inputs, check_inputs, train
+from etude.pretrain.config import Config
+from etude.pretrain.distributed import World, complete_environment, current_world
+from etude.pretrain.dry_run import describe_run
+from etude.pretrain.run_folder import RunFolder
+
+_log = logging.getLogger("etude")
+
+
+def dry_run(config: Config) -> int:
+    """Checks and describes the run without starting it."""
+    world, inputs, folder = _prepare(config)
+    folder.check_config(config)
+    if world.is_main:
+        for line in describe_run(config, inputs, folder, world.device):
+            print(line)
+    return 0
+
+
+def train_run(config: Config) -> int:
+    """Trains, and leaves ``EXIT.json`` whatever happens."""
+    world, inputs, folder = _prepare(config)
+    folder.check_config(config)
+    if world.is_main:
+        folder.start(config)
+    _start_log(folder.log, world)
+    for note in inputs.notes:
+        _log.warning("%s", note)
+    code, reason, step = 1, "failed", 0
+    try:
+        trainer = train(config, inputs, world, folder)
+        code, reason, step = 0, "done", trainer.step
+    except KeyboardInterrupt:
+        code, reason = 75, "interrupted before the first update: nothing to save"
+        raise
+    except Exception as error:
+        code, reason = getattr(error, "exit_status", 1), str(error) or type(error).__name__
+        raise
+    finally:
+        if world.is_main:
+            newest = sorted(folder.checkpoints.glob("step-????????"))[-1:]
+            folder.write_exit(
+                code=code,
+                reason=reason,
+                step=step or _step_of(newest),
+                rank=world.rank,
+                checkpoint=newest[0] if newest else None,
+            )
+        if dist.is_initialized() and code in (0, 75):
+            dist.destroy_process_group()
+    if world.is_main:
+        print(f"done: {step} updates, run folder {folder.path}", flush=True)
+    return 0
+
+
+def _prepare(config: Config) -> tuple[World, Inputs, RunFolder]:
+    complete_environment()
+    world = current_world()
+    inputs = check_inputs(config, rank=world.rank, ranks=world.size, device=world.device.type)
+    return world, inputs, RunFolder(config.run.dir)
+
+
+def _start_log(path: Path, world: World) -> None:
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    if world.is_main:
+        handlers.append(logging.FileHandler(path))
+    logging.basicConfig(
+        level=logging.INFO if world.is_main else logging.WARNING,
+        format=f"%(asctime)s rank {world.rank} %(levelname)s %(message)s",
+        handlers=handlers,
+        force=True,
+    )
+    # Others' details would bury ours.
+    for name in ("DeepSpeed", "torch", "numba", "matplotlib"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    torch.set_float32_matmul_precision("high")
+
+
+def _step_of(newest: list[Path]) -> int:
+    return int(newest[0].name.removeprefix("step-")) if newest else 0

@@ -1,0 +1,170 @@
+"""Curves as small SVG drawings that live inside an HTML page.
+
+One drawing per panel, so that a phone stacks them and a wide screen lays them side by side. Text
+and axes take the page's own colour (``currentColor``): the same drawing is readable on white, on
+black and on paper.
+"""
+
+import html
+import io
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from etude.pretrain.report_run import Series
+
+RUN_COLOURS = ("#2f7ed8", "#d9730d", "#2a9d5c", "#c2408c", "#8a63d2", "#7d8b00")
+"""Readable on white and on black alike; more runs than colours share them."""
+
+MAX_POINTS = 600
+"""Points per line; a longer curve is drawn through means of equal parts."""
+
+LOG_RANGE = 50.0
+"""A loss whose largest value exceeds its smallest so many times is drawn on a logarithmic axis."""
+
+Style = Literal["train", "valid", "constant", "copy"]
+
+_INK = "#010203"  # replaced by the page's text colour
+
+_LINES: dict[Style, dict[str, Any]] = {
+    "train": {"linewidth": 0.9, "alpha": 0.75},
+    "valid": {"linewidth": 1.2, "marker": "o", "markersize": 3.5},
+    "constant": {"linewidth": 1.2, "linestyle": "--", "alpha": 0.8},
+    "copy": {"linewidth": 1.2, "linestyle": ":", "alpha": 0.9},
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a panel."""
+
+    series: Series
+    label: str
+    """What it is, without the run: in the page's legend, colour tells the run."""
+
+    style: Style
+    run: int
+    """Which run, for its colour."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One drawing."""
+
+    title: str
+    curves: Sequence[Curve]
+    note: str
+    """What a newcomer should know about it."""
+
+    unit: str = ""
+    may_be_log: bool = False
+    keep_peaks: bool = False
+    """Thin a long curve by its largest values instead of means, where spikes are the point."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was logged for it."""
+        return not any(curve.series.steps for curve in self.curves)
+
+
+def draw(panel: Panel, *, number: int) -> str:
+    """The panel as an ``<svg>`` element.
+
+    :param number: makes its ids unique within the page.
+    """
+    style: Any = {  # the keys are literals to newer stubs of matplotlib
+        "svg.fonttype": "none",  # text stays text: small, selectable, in the page's font
+        "svg.hashsalt": str(number),
+        "font.family": "sans-serif",
+        "font.size": 9.0,
+        "axes.edgecolor": _INK,
+        "axes.labelcolor": _INK,
+        "text.color": _INK,
+        "xtick.color": _INK,
+        "ytick.color": _INK,
+        "legend.labelcolor": _INK,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(4.8, 2.9), layout="constrained")
+        figure.patch.set_visible(False)
+        axes = figure.subplots()
+        axes.patch.set_visible(False)
+        for curve in panel.curves:
+            if not curve.series.steps:
+                continue
+            steps, values = _thin(curve.series, peaks=panel.keep_peaks)
+            colour = RUN_COLOURS[curve.run % len(RUN_COLOURS)]
+            line = _LINES[curve.style]
+            if len(steps) == 1 and curve.style in ("constant", "copy"):
+                # A single validation: its baseline is a level, not a point.
+                axes.axhline(values[0], color=colour, **line)
+            else:
+                lone = {"marker": "."} if len(steps) == 1 and curve.style == "train" else {}
+                axes.plot(steps, values, color=colour, **{**line, **lone})
+        if panel.may_be_log and _spans_decades(panel.curves):
+            axes.set_yscale("log")
+        axes.set_xlabel("update")
+        axes.set_ylabel(panel.unit)
+        axes.grid(color=_INK, alpha=0.15, linewidth=0.6)
+        styles = {curve.label: curve for curve in panel.curves}
+        if len(styles) > 1:
+            several = len({curve.run for curve in panel.curves}) > 1
+            handles = [
+                Line2D(
+                    [],
+                    [],
+                    color=_INK if several else RUN_COLOURS[curve.run % len(RUN_COLOURS)],
+                    label=label,
+                    **_LINES[curve.style],
+                )
+                for label, curve in styles.items()
+            ]
+            # Outside: on top of no curve.
+            figure.legend(
+                handles=handles, fontsize=7.5, frameon=False, ncols=4, loc="outside upper right"
+            )
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg")
+    return _inline(buffer.getvalue(), number=number, title=panel.title)
+
+
+def _inline(text: str, *, number: int, title: str) -> str:
+    """Drops what is only right in a file of its own, and makes every id unique in the page."""
+    text = text[text.index("<svg") :].replace(_INK, "currentColor")
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'\bid="', f'id="f{number}-', text)
+    text = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>f{number}-", text)
+    # The page sets the width; the viewBox keeps the proportions.
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    label = html.escape(title, quote=True)
+    return text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1).strip()
+
+
+def _thin(series: Series, *, peaks: bool) -> tuple[list[float], list[float]]:
+    count = len(series.steps)
+    if count <= MAX_POINTS:
+        return list(series.steps), list(series.values)
+    edges = [count * part // MAX_POINTS for part in range(MAX_POINTS + 1)]
+    steps, values = [], []
+    for start, end in zip(edges, edges[1:], strict=False):
+        finite = [value for value in series.values[start:end] if math.isfinite(value)]
+        steps.append(sum(series.steps[start:end]) / (end - start))
+        if not finite:
+            values.append(math.nan)  # leaves a gap
+        else:
+            values.append(max(finite) if peaks else sum(finite) / len(finite))
+    return steps, values
+
+
+def _spans_decades(curves: Sequence[Curve]) -> bool:
+    values = [v for curve in curves for v in curve.series.values if math.isfinite(v)]
+    return bool(values) and min(values) > 0 and max(values) > LOG_RANGE * min(values)

@@ -1,0 +1,183 @@
+"""Which curves go together, and what each of them says to someone who sees it for the first time.
+
+Panels are found from the names in ``metrics.jsonl``, not from the configuration: a target that
+logs ``NAME/accuracy`` is a classification, one with only ``NAME/loss`` a regression, and whatever
+is not recognised gets a panel of its own rather than being left out.
+"""
+
+from collections.abc import Sequence
+
+from etude.pretrain.report_figures import Curve, Panel, Style
+from etude.pretrain.report_run import ReportRun
+
+VALID = "valid/"
+
+_CROSS_ENTROPY = (
+    "How surprised the model is by the right label of a frame it cannot see, in nats; lower is "
+    "better. The dashed line is the unigram entropy of the labels: the best that is possible "
+    "without listening, by always predicting how often each label occurs. Learning starts where "
+    "the curve falls below it. Thin: training, with masks and dropout; dots: held-out tracks."
+)
+_ACCURACY = (
+    "Share of hidden frames whose label is guessed right; higher is better. Dashed: always "
+    "answering the most frequent label. Dotted: copying the label of the nearest visible frame, "
+    "which is strong because music changes slowly. A model that stays below the dotted line has "
+    "not learnt more than that sounds last."
+)
+_REGRESSION = (
+    "Mean squared error of the predicted values on hidden frames; lower is better. Dashed: the "
+    "error of always predicting the mean (the variance of the target), which needs no listening. "
+    "Dotted: the error of copying the nearest visible frame."
+)
+_TOTAL = (
+    "What training minimises: the losses of all targets, each times its weight, plus the penalty "
+    "on features. Its height means little, and runs with other targets or weights cannot be "
+    "compared by it; it should fall, and without jumps."
+)
+_PENALTY = (
+    "Mean square of what the convolutions give before any normalisation. Its penalty keeps the "
+    "front end from growing without bound. It should settle; steady growth warns of instability."
+)
+_GRAD_NORM = (
+    "Length of the gradient over all parameters before it is clipped. Single spikes are usual and "
+    "are what clipping is for; a rise that lasts, or a value above the clipping norm at every "
+    "update, says that the learning rate is too high."
+)
+_LR = (
+    "The size of the optimizer's step: it rises during warm-up, then decays. Compare it with the "
+    "gradient norm and the loss when something jumps."
+)
+_THROUGHPUT = (
+    "Crops of audio trained on per second, over all ranks; higher is cheaper. Drops usually mean "
+    "that data or another process held it up."
+)
+_DATA_WAIT = (
+    "Share of the time in which training waited for data. It should be close to nothing; where it "
+    "is not, more data.workers or a faster disk will help more than a faster GPU."
+)
+_OTHER = "Logged by the run under this name."
+
+# Name, title, unit, note; drawn below the targets, in this order.
+_RUN_PANELS = (
+    ("feature_penalty", "Feature penalty", "mean square", _PENALTY),
+    ("optim/grad_norm", "Gradient norm", "norm", _GRAD_NORM),
+    ("optim/lr", "Learning rate", "", _LR),
+    ("perf/crops_per_second", "Throughput", "crops / s", _THROUGHPUT),
+    ("perf/data_wait", "Waiting for data", "share of time", _DATA_WAIT),
+)
+
+# Quantities of a target that its panels use up. Label statistics may sit beside the loss or below
+# `labels`.
+_USED = (
+    "loss",
+    "accuracy",
+    "copy_accuracy",
+    "copy_loss",
+    "variance",
+    "labels/majority_rate",
+    "labels/unigram_entropy",
+    "majority_rate",
+    "unigram_entropy",
+)
+
+
+def target_names(runs: Sequence[ReportRun]) -> list[str]:
+    """Names of the targets of all runs: whatever logs a ``NAME/loss`` or ``NAME/accuracy``."""
+    names: dict[str, None] = {}
+    for run in runs:
+        for name in run.metrics.names:
+            target, slash, quantity = name.removeprefix(VALID).rpartition("/")
+            if slash and quantity in ("loss", "accuracy"):
+                names[target] = None
+    return list(names)
+
+
+def target_panels(runs: Sequence[ReportRun], target: str) -> list[Panel]:
+    """The panels of one target."""
+    accuracies = (f"{target}/accuracy", f"{VALID}{target}/accuracy")
+    is_class = any(name in run.metrics.names for run in runs for name in accuracies)
+
+    def baseline(quantities: Sequence[str], label: str, style: Style) -> list[Curve]:
+        return _baselines(runs, [f"{target}/{quantity}" for quantity in quantities], label, style)
+
+    if not is_class:
+        return [
+            Panel(
+                f"{target}: error",
+                [
+                    *_train_and_valid(runs, f"{target}/loss"),
+                    *baseline(["variance"], "mean", "constant"),
+                    *baseline(["copy_loss"], "copy", "copy"),
+                ],
+                _REGRESSION,
+                "loss",
+                may_be_log=True,
+            )
+        ]
+    return [
+        Panel(
+            f"{target}: cross-entropy",
+            [
+                *_train_and_valid(runs, f"{target}/loss"),
+                *baseline(
+                    ["labels/unigram_entropy", "unigram_entropy"], "unigram entropy", "constant"
+                ),
+            ],
+            _CROSS_ENTROPY,
+            "nats",
+        ),
+        Panel(
+            f"{target}: accuracy",
+            [
+                *_train_and_valid(runs, f"{target}/accuracy"),
+                *baseline(["labels/majority_rate", "majority_rate"], "most frequent", "constant"),
+                *baseline(["copy_accuracy"], "copy", "copy"),
+            ],
+            _ACCURACY,
+            "share of frames",
+        ),
+    ]
+
+
+def run_panels(runs: Sequence[ReportRun]) -> list[Panel]:
+    """The panels of the run as a whole."""
+    panels = [Panel("Total loss", _train_and_valid(runs, "loss"), _TOTAL, "loss", may_be_log=True)]
+    for name, title, unit, note in _RUN_PANELS:
+        peaks = name == "optim/grad_norm"
+        curves = _train_and_valid(runs, name)
+        panels.append(Panel(title, curves, note, unit, may_be_log=peaks, keep_peaks=peaks))
+    return [panel for panel in panels if not panel.is_empty]
+
+
+def other_panels(runs: Sequence[ReportRun]) -> list[Panel]:
+    """One plain panel for every quantity that no other panel shows."""
+    shown = {"loss", "audio_hours", *(name for name, *_ in _RUN_PANELS)}
+    shown |= {f"{target}/{quantity}" for target in target_names(runs) for quantity in _USED}
+    names = dict.fromkeys(name.removeprefix(VALID) for run in runs for name in run.metrics.names)
+    panels = [
+        Panel(name, _train_and_valid(runs, name), _OTHER) for name in names if name not in shown
+    ]
+    return [panel for panel in panels if not panel.is_empty]
+
+
+def _train_and_valid(runs: Sequence[ReportRun], name: str) -> list[Curve]:
+    curves = []
+    for number, run in enumerate(runs):
+        train, valid = run.metrics.series(name), run.metrics.series(VALID + name)
+        if train.steps:
+            curves.append(Curve(train, "train", "train", number))
+        if valid.steps:
+            curves.append(Curve(valid, "held out", "valid", number))
+    return curves
+
+
+def _baselines(
+    runs: Sequence[ReportRun], names: Sequence[str], label: str, style: Style
+) -> list[Curve]:
+    """What costs nothing, on the held-out tracks where there are any: those stay the same."""
+    curves = []
+    for number, run in enumerate(runs):
+        found = (run.metrics.series(prefix + name) for prefix in (VALID, "") for name in names)
+        if series := next((series for series in found if series.steps), None):
+            curves.append(Curve(series, label, style, number))
+    return curves

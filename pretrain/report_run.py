@@ -1,0 +1,183 @@
+"""What a run's folder tells: its curves, its configuration, how it ended.
+
+Everything but the curves may be missing: a run that is still going, or was killed, has a page too.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from etude.data.errors import InputError
+from etude.pretrain.config_file import flatten, parse_yaml
+from etude.pretrain.errors import ConfigError
+
+METRICS_NAME = "metrics.jsonl"
+CONFIG_NAME = "config.yaml"
+EXIT_NAME = "EXIT.json"
+
+
+@dataclass(frozen=True)
+class Series:
+    """One quantity over steps."""
+
+    steps: tuple[int, ...]
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The content of ``metrics.jsonl``."""
+
+    records: tuple[dict[str, float], ...]
+    """One per readable line, in order; every one has ``step``."""
+
+    unreadable_lines: int
+    """Lines that are no record, such as the last one of a run that was killed while writing it."""
+
+    def series(self, name: str) -> Series:
+        """All values of a quantity; empty where it was never logged."""
+        pairs = [(int(r["step"]), r[name]) for r in self.records if name in r]
+        return Series(tuple(step for step, _ in pairs), tuple(value for _, value in pairs))
+
+    @property
+    def names(self) -> list[str]:
+        """Every quantity but ``step``, in the order of first appearance."""
+        names = dict.fromkeys(name for record in self.records for name in record)
+        return [name for name in names if name != "step"]
+
+    def last(self, name: str, *, until_step: int | None = None) -> float | None:
+        """The newest value of a quantity, at a step or before."""
+        for record in reversed(self.records):
+            if name in record and (until_step is None or record["step"] <= until_step):
+                return record[name]
+        return None
+
+
+@dataclass(frozen=True)
+class ReportRun:
+    """A run as the report sees it."""
+
+    name: str
+    folder: Path
+    metrics: Metrics
+
+    config: dict[str, Any] | None
+    """``config.yaml`` by section, and ``versions``; ``None`` where there is none."""
+
+    config_text: str | None
+    """The same, as written."""
+
+    exit: dict[str, Any] | None
+    """``EXIT.json``; ``None`` while a run is going, or after a kill."""
+
+    @property
+    def flat_config(self) -> dict[str, Any]:
+        """``key.path`` to value."""
+        return dict(flatten(self.config or {}))
+
+
+def read_run(folder: Path) -> ReportRun:
+    """Reads a run's folder.
+
+    :raises InputError: if it is none.
+    """
+    if not folder.is_dir():
+        raise InputError(f"there is no run folder {folder}.")
+    if not (folder / METRICS_NAME).is_file():
+        raise InputError(
+            f"{folder} must be the folder of a run that has logged a step, but holds no "
+            f"{METRICS_NAME}."
+        )
+    text, config = read_config(folder)
+    return ReportRun(
+        folder.resolve().name,
+        folder,
+        read_metrics(folder / METRICS_NAME),
+        config,
+        text,
+        _read_exit(folder / EXIT_NAME),
+    )
+
+
+def read_metrics(path: Path) -> Metrics:
+    """Reads ``metrics.jsonl``, passing over what is no record."""
+    records: list[dict[str, float]] = []
+    unreadable = 0
+    # A kill may cut inside a character too.
+    for line in path.read_text(errors="replace").splitlines():
+        if not line.strip():
+            continue
+        record = _record(line)
+        if record is None:
+            unreadable += 1
+        else:
+            records.append(record)
+    return Metrics(tuple(records), unreadable)
+
+
+def read_config(folder: Path) -> tuple[str | None, dict[str, Any] | None]:
+    """``config.yaml`` as text and as values.
+
+    Read as plain values rather than as a :class:`Config`: an older run must stay readable when keys
+    have changed since.
+
+    :raises InputError: if it is not what a run writes.
+    """
+    path = folder / CONFIG_NAME
+    if not path.is_file():
+        return None, None
+    text = path.read_text()
+    try:
+        content = parse_yaml(text, str(path))
+    except ConfigError as error:
+        raise InputError(str(error)) from error
+    if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
+        raise InputError(f"{path} must hold the configuration under the key `config`.")
+    # Another version of torch is a difference between two runs too.
+    return text, {**content["config"], "versions": content.get("versions", {})}
+
+
+def describe_targets(config: dict[str, Any] | None) -> str:
+    """What was predicted, such as ``masked prediction (kmeans, cqt)``."""
+    objective = (config or {}).get("objective")
+    targets = objective.get("targets") if isinstance(objective, dict) else None
+    if not isinstance(targets, dict):
+        return "masked prediction"
+    words = {"kmeans": "k-means", "cqt": "CQT", "codec": "codec tokens", "teacher": "EMA teacher"}
+    kinds = [target.get("kind") for target in targets.values() if isinstance(target, dict)]
+    named = dict.fromkeys(words.get(str(kind), str(kind)) for kind in kinds)
+    return f"masked prediction ({', '.join(named)})"
+
+
+def step_of(checkpoint: Path) -> int | None:
+    """The step in a checkpoint's name, ``step-00000020``; other names, such as one being written,
+    have none.
+    """
+    match = re.fullmatch(r"step-(\d+)", checkpoint.name)
+    return int(match[1]) if match else None
+
+
+def _record(line: str) -> dict[str, float] | None:
+    try:
+        values = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    if not isinstance(values, dict) or not _is_number(values.get("step")):
+        return None
+    return {name: float(value) for name, value in values.items() if _is_number(value)}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _read_exit(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        values = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return None
+    return values if isinstance(values, dict) else None

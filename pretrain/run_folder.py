@@ -1,0 +1,104 @@
+"""The run's folder: what is in it, and whether a run may continue there."""
+
+import importlib.metadata
+import json
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from etude.data.files import json_bytes, write_bytes
+from etude.pretrain.config import Config
+from etude.pretrain.config_file import as_values, flatten, parse_yaml
+from etude.pretrain.errors import ConfigError
+
+_MAY_DIFFER = (
+    "train.max_steps",
+    "train.micro_batch",
+    "data.workers",
+    "logging.",
+    "checkpoint.",
+    "probe.",
+    "perf.",
+)
+
+_PACKAGES = ("etude-music", "torch", "deepspeed", "fairseq2", "nnAudio", "webdataset", "numpy")
+
+
+class RunFolder:
+    """Paths and small files of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.metrics = path / "metrics.jsonl"
+        self.tensorboard = path / "tensorboard"
+        self.log = path / "train.log"
+        self._config = path / "config.yaml"
+        self._exit = path / "EXIT.json"
+
+    def check_config(self, config: Config) -> None:
+        """Refuses to continue a run under other settings.
+
+        :raises ConfigError: with the list of differences.
+        """
+        if not self._config.is_file():
+            return
+        content = parse_yaml(self._config.read_text(), str(self._config))
+        old = dict(flatten(content["config"]))
+        new = dict(flatten(as_values(config)))
+        different = [
+            f"{key} (was {old.get(key)!r}, now {new.get(key)!r})"
+            for key in sorted(old.keys() | new.keys())
+            if old.get(key) != new.get(key) and key != "run.dir" and not key.startswith(_MAY_DIFFER)
+        ]
+        if different:
+            raise ConfigError(
+                f"{self.path} holds a run with other settings: {'; '.join(different)}. Continue "
+                "it with the old ones, or choose another run.dir."
+            )
+
+    def start(self, config: Config) -> None:
+        """Makes the folder and writes the resolved configuration with versions."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._exit.unlink(missing_ok=True)
+        versions = {"python": platform.python_version()}
+        for package in _PACKAGES:
+            versions[package] = importlib.metadata.version(package)
+        content = {"config": as_values(config), "versions": versions}
+        write_bytes(self._config, yaml.safe_dump(content, sort_keys=False).encode())
+
+    def write_exit(
+        self, *, code: int, reason: str, step: int, rank: int, checkpoint: Path | None
+    ) -> None:
+        """Says how the run ended, for launchers that change the exit status."""
+        content = {
+            "code": code,
+            "reason": reason,
+            "step": step,
+            "rank": rank,
+            "last_good_checkpoint": None if checkpoint is None else str(checkpoint),
+        }
+        if self.path.is_dir():
+            write_bytes(self._exit, json_bytes(content))
+
+
+def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
+    """Lines of a ``metrics.jsonl``; a last line that a kill tore is left out."""
+    if not path.is_file():
+        return
+    for line in path.read_text().splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            return
+
+
+def cut_metrics(path: Path, step: int) -> None:
+    """Drops what was logged after ``step``, so that continuing does not log it twice."""
+    if path.is_file():
+        kept = [line for line in read_metrics(path) if line["step"] <= step]
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        write_bytes(path, text.encode())

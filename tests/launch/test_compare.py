@@ -1,0 +1,297 @@
+"""The report page: what it shows of a run, that it stands alone, and what it survives."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from etude.data.errors import InputError
+from etude.pretrain.config import Config
+from etude.pretrain.report import render
+from etude.pretrain.report_panels import other_panels, run_panels, target_names, target_panels
+from etude.pretrain.report_probe import read_probe
+from etude.pretrain.report_run import describe_targets, read_config, read_metrics, read_run
+from etude.pretrain.run_folder import RunFolder
+
+LAUNCH = Path(__file__).parents[2] / "launch"
+
+PROBE = {
+    "settings": {},
+    "models": [{"name": "tiny@40"}, {"name": "log-mel"}],
+    "tasks": {
+        "key": {
+            "chance": 1 / 24,
+            "majority_rate": 0.05,
+            "results": {
+                "tiny@40": {
+                    "chosen_layer": 2,
+                    "test": {"value": 0.5, "low": 0.4, "high": 0.6},
+                    "layers": [{}, {}, {}],
+                },
+                "log-mel": {
+                    "chosen_layer": 0,
+                    "test": {"value": 0.3, "low": 0.2, "high": 0.4},
+                    "layers": [{}],
+                },
+            },
+            "differences": [
+                {"model": "tiny@40", "baseline": "log-mel", "value": 0.2, "low": 0.1, "high": 0.3}
+            ],
+        }
+    },
+}
+
+
+def make_run(folder: Path, *, lr: float = 3e-4, torn: bool = True) -> Path:
+    """A run of 40 updates in the words of the trainer, killed while it wrote the last line."""
+    folder.mkdir(parents=True)
+    lines: list[dict[str, float]] = []
+    for step in range(2, 42, 2):
+        fall = math.exp(-step / 20)
+        record = {
+            "step": step,
+            "loss": 6 + fall,
+            "optim/lr": lr * min(1, step / 10),
+            "optim/grad_norm": 2 + math.sin(step),
+            "audio_hours": step / 50,
+            "perf/crops_per_second": 12.5,
+            "perf/data_wait": 0.01,
+            "feature_penalty": 0.3 + fall,
+            "logmel/loss": 4 + fall,
+            "logmel/accuracy": 0.1 - 0.05 * fall,
+            "logmel/copy_accuracy": 0.4,
+            "logmel/labels/majority_rate": 0.08,
+            "logmel/labels/unigram_entropy": 4.2,
+            "cqt/loss": 100 * fall,
+            "cqt/copy_loss": 40.0,
+            "cqt/variance": 60.0,
+            "data/skipped": 0,
+        }
+        lines.append(record)
+        if step % 20 == 0:
+            valid = {f"valid/{name}": value for name, value in record.items() if name[0] in "lc"}
+            lines.append({"step": step, **valid})
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "metrics.jsonl").write_text(text + ('{"step": 42, "lo' if torn else ""))
+    (folder / "config.yaml").write_text(
+        f"config:\n  run: {{dir: {folder}}}\n  seed: 1\n  optim: {{lr: {lr}}}\n"
+        "  objective: {targets: {logmel: {kind: kmeans}, cqt: {kind: cqt}}}\n"
+        "versions: {torch: 2.9.1}\n"
+    )
+    return folder
+
+
+class Page(HTMLParser):
+    """Checks that every element is closed; collects ids, references and text."""
+
+    void = frozenset({"meta", "img", "br", "!doctype"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(str(value))
+            if name in ("href", "src", "xlink:href"):
+                self.links.append(str(value))
+        if tag not in self.void:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in self.void:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def test_the_page_stands_alone_and_is_well_formed(tmp_path: Path) -> None:
+    runs = [read_run(make_run(tmp_path / "a")), read_run(make_run(tmp_path / "b"))]
+    text = render(runs, [])
+    page = Page(text)
+    assert len(set(page.ids)) == len(page.ids) > 0
+    for link in page.links:
+        assert link.startswith("#") and link[1:] in page.ids
+    assert set(re.findall(r"https?://[^\"' <>]+", text)) <= {
+        "http://www.w3.org/2000/svg",
+        "http://www.w3.org/1999/xlink",
+    }
+    for reference in re.findall(r"url\(#([^)]+)\)", text):
+        assert reference in page.ids
+    assert "@import" not in text and "<script" not in text
+    assert render(runs, []) == text  # the same runs give the same page
+
+
+def test_every_logged_quantity_is_in_one_panel(tmp_path: Path) -> None:
+    run = read_run(make_run(tmp_path / "a"))
+    assert target_names([run]) == ["logmel", "cqt"]
+    entropy, accuracy = target_panels([run], "logmel")
+    assert [c.label for c in entropy.curves] == ["train", "held out", "unigram entropy"]
+    assert [c.label for c in accuracy.curves] == ["train", "held out", "most frequent", "copy"]
+    assert len(entropy.curves[0].series.steps) == 20
+    # Baselines come from the held-out tracks where there are any.
+    assert entropy.curves[2].series.steps == (20, 40)
+    (error,) = target_panels([run], "cqt")
+    assert [c.label for c in error.curves] == ["train", "held out", "mean", "copy"]
+    assert [panel.title for panel in run_panels([run])] == [
+        "Total loss",
+        "Feature penalty",
+        "Gradient norm",
+        "Learning rate",
+        "Throughput",
+        "Waiting for data",
+    ]
+    assert [panel.title for panel in other_panels([run])] == ["data/skipped"]
+
+
+def test_a_torn_last_line_is_passed_over_and_counted(tmp_path: Path) -> None:
+    run = read_run(make_run(tmp_path / "a"))
+    assert run.metrics.unreadable_lines == 1
+    assert run.metrics.last("logmel/loss") == pytest.approx(4 + math.exp(-2))
+    assert run.metrics.last("audio_hours", until_step=21) == 0.4
+    assert "a: 1 unreadable line of metrics.jsonl" in render([run], [])
+
+    # A cut within a character, and a line that is JSON but no record.
+    (tmp_path / "m.jsonl").write_bytes(b'{"step": 1, "loss": NaN}\n17\n\n{"step": 2, "\xc3')
+    metrics = read_metrics(tmp_path / "m.jsonl")
+    assert [record["step"] for record in metrics.records] == [1.0]
+    assert metrics.unreadable_lines == 2
+
+
+def test_the_page_tells_what_differs_between_runs(tmp_path: Path) -> None:
+    runs = [read_run(make_run(tmp_path / "a")), read_run(make_run(tmp_path / "b", lr=1e-3))]
+    table = render(runs, []).split("What differs")[1].split("</table>")[0]
+    assert "<td>optim.lr</td><td>0.0003</td><td>0.001</td>" in table
+    assert "run.dir" in table and "seed" not in table and "versions" not in table
+
+
+def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
+    runs = [read_run(make_run(tmp_path / place / "run")) for place in ("x", "y")]
+    page = render(runs, [])
+    assert str(tmp_path / "x" / "run") in page and str(tmp_path / "y" / "run") in page
+
+
+def test_probes_are_shown_and_damaged_ones_are_named(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text(json.dumps(PROBE))
+    (tmp_path / "layers.png").write_bytes(b"\x89PNG")
+    probe = read_probe(tmp_path)
+    assert probe is not None
+    assert probe.rows == (
+        ("test accuracy", "key"),
+        ("tiny@40", "0.500 [0.400, 0.600] (layer 2)"),
+        ("log-mel", "0.300 [0.200, 0.400]"),
+        ("most frequent class", "0.050"),
+        ("chance", "0.042"),
+        ("tiny@40 minus log-mel", "+0.200 [+0.100, +0.300]"),
+    )
+    run = read_run(make_run(tmp_path / "a"))
+    page = render([run], [("a", probe)])
+    Page(page)
+    assert "(layer 2)" in page and "data:image/png;base64,iVBORw==" in page
+
+    for damaged in ("{", "[]", '{"tasks": {"key": 3}, "models": [{"name": "x"}]}'):
+        (tmp_path / "results.json").write_text(damaged)
+        broken = read_probe(tmp_path)
+        assert broken is not None and broken.rows == () and broken.problem is not None
+        assert "could not be read" in render([run], [("a", broken)])
+    assert read_probe(tmp_path / "a") is None
+
+
+def test_what_users_wrote_is_text_not_markup(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "<b>run & co")
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('\n{"step": 44, "a<i>/loss": 1.0, "b\\">/odd": 2}\n')
+    (folder / "EXIT.json").write_text('{"code": 4, "reason": "<script>"}')
+    page = render([read_run(folder)], [])
+    Page(page)
+    assert "<script>" not in page and "status 4: &lt;script&gt;" in page
+    assert "&lt;b&gt;run &amp; co" in page and "<i>/" not in page
+
+
+def test_long_runs_keep_the_page_small(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "long")
+    lines = [{"step": s, "loss": 5.0 + math.sin(s), "optim/grad_norm": 1.0} for s in range(50_000)]
+    lines[777]["optim/grad_norm"] = 500.0
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    page = render([read_run(folder)], [])
+    assert len(page) < 300_000
+
+
+def test_what_was_predicted_is_put_in_words() -> None:
+    targets = {"a": {"kind": "kmeans"}, "b": {"kind": "kmeans"}, "c": {"kind": "novel"}}
+    assert describe_targets({"objective": {"targets": targets}}) == (
+        "masked prediction (k-means, novel)"
+    )
+    assert describe_targets(None) == describe_targets({"objective": 3}) == "masked prediction"
+
+
+def test_the_configuration_is_read_as_the_trainer_writes_it(tmp_path: Path) -> None:
+    values = {
+        "run": {"dir": str(tmp_path / "run")},
+        "data": {"corpus": "corpus"},
+        "objective": {"targets": {"cqt": {"kind": "cqt"}}},
+        "train": {"max_steps": 2, "global_batch": 2},
+        "optim": {"lr": 1e-3, "warmup_steps": 1},
+    }
+    RunFolder(tmp_path / "run").start(Config.model_validate_json(json.dumps(values)))
+    text, config = read_config(tmp_path / "run")
+    assert text is not None and config is not None
+    assert describe_targets(config) == "masked prediction (CQT)"
+    assert config["data"]["crop_seconds"] == 5.0 and "torch" in config["versions"]
+
+
+def test_a_configuration_that_no_run_wrote_is_an_input_error(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "a")
+    (folder / "config.yaml").write_text("seed: 1")
+    with pytest.raises(InputError, match="under the key `config`"):
+        read_run(folder)
+    (folder / "config.yaml").write_text("a: [")
+    with pytest.raises(InputError, match="is not valid YAML"):
+        read_run(folder)
+
+
+def compare(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, LAUNCH / "compare.py", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_the_command_writes_one_file_and_refuses_what_is_no_run(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "runs" / "a")
+    (run / "probe").mkdir()
+    (run / "probe" / "results.json").write_text(json.dumps(PROBE))
+    out = tmp_path / "new" / "report.html"
+    done = compare(run, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{out}\n"
+    assert list(out.parent.iterdir()) == [out] and "tiny@40" in out.read_text()
+
+    missing = compare(run, tmp_path / "nowhere", "--out", out)
+    assert missing.returncode == 2
+    assert missing.stderr == f"error: there is no run folder {tmp_path / 'nowhere'}.\n"
+
+    (tmp_path / "empty").mkdir()
+    empty = compare(tmp_path / "empty", "--out", out)
+    assert empty.returncode == 2 and "holds no metrics.jsonl" in empty.stderr
+
+    no_probe = compare(run, "--probe", tmp_path / "empty", "--out", out)
+    assert no_probe.returncode == 2 and "has no results.json" in no_probe.stderr
