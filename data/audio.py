@@ -27,6 +27,9 @@ BLOCK_FRAMES = 1 << 18
 
 _FULL_SCALE = 32768.0
 
+_PYAV_EXTENSIONS = {".aac", ".wma", ".ape", ".wv", ".mpc"}
+"""What libsndfile cannot read; files with an MP4 header are known by their content."""
+
 
 def decode(
     data: bytes, *, start: int = 0, frames: int | None = None
@@ -100,11 +103,11 @@ class Resampler:
 
 @final
 class Undecodable(Exception):
-    """A decoder gave up; ``opened`` tells whether it got as far as the file's header."""
+    """A decoder gave up; ``damaged`` if it is sure that bytes are wrong and not just missing."""
 
-    def __init__(self, message: str, *, opened: bool) -> None:
+    def __init__(self, message: str, *, damaged: bool = False) -> None:
         super().__init__(message)
-        self.opened = opened
+        self.damaged = damaged
 
 
 @final
@@ -131,7 +134,9 @@ def open_audio(file: BinaryIO, path: Path) -> AudioFile:
     try:
         sound = soundfile.SoundFile(file)
     except soundfile.LibsndfileError as error:
-        raise Undecodable(str(error.error_string), opened=False) from error
+        if path.suffix.lower() in _PYAV_EXTENSIONS:
+            return _open_with_pyav(path)
+        raise Undecodable(str(error.error_string)) from error
     # A stream without a length (FLAC from a pipe) shows up as the largest count there is.
     declared = sound.frames if sound.frames < 1 << 48 else None
     return AudioFile(
@@ -140,33 +145,39 @@ def open_audio(file: BinaryIO, path: Path) -> AudioFile:
 
 
 def pyav_installed() -> bool:
-    """Whether m4a and aac can be read; PyAV is optional."""
+    """Whether m4a, aac and the like can be read; PyAV is optional."""
     return importlib.util.find_spec("av") is not None
 
 
 def _soundfile_blocks(sound: soundfile.SoundFile) -> Iterator[Samples]:
     with sound:
+        short = False
         while True:
             try:
                 block: Samples = sound.read(BLOCK_FRAMES, dtype="float32", always_2d=True)
             except soundfile.LibsndfileError as error:
-                raise Undecodable(str(error.error_string), opened=True) from error
+                raise Undecodable(str(error.error_string)) from error
             if not len(block):
                 return
+            if short:
+                # Over a damaged Ogg page libsndfile returns fewer frames, and then the last ones
+                # again.
+                raise Undecodable("a hole in the stream", damaged=True)
+            short = len(block) < BLOCK_FRAMES
             yield block
 
 
 def _open_with_pyav(path: Path) -> AudioFile:
     if not pyav_installed():
-        raise ModuleNotFoundError("m4a and aac need PyAV: pip install av", name="av")
+        raise ModuleNotFoundError(f"{path.suffix} files need PyAV: pip install av", name="av")
     av = importlib.import_module("av")
     try:
         container = av.open(str(path))
     except av.FFmpegError as error:
-        raise Undecodable(str(error), opened=False) from error
+        raise Undecodable(str(error)) from error
     if not container.streams.audio:
         container.close()
-        raise Undecodable("no audio stream inside", opened=False)
+        raise Undecodable("no audio stream inside")
     stream = container.streams.audio[0]
 
     def blocks() -> Iterator[Samples]:
@@ -177,6 +188,7 @@ def _open_with_pyav(path: Path) -> AudioFile:
                     for converted in to_float.resample(frame):
                         yield np.ascontiguousarray(converted.to_ndarray().T, dtype=np.float32)
             except av.FFmpegError as error:
-                raise Undecodable(str(error), opened=True) from error
+                raise Undecodable(str(error)) from error
 
-    return AudioFile(int(stream.rate), int(stream.channels), "M4A", None, blocks())
+    name = "M4A" if "mp4" in container.format.name else container.format.name.upper()
+    return AudioFile(int(stream.rate), int(stream.channels), name, None, blocks())

@@ -96,7 +96,7 @@ def write_index(
     content: dict[str, Any] = {
         "format": FORMAT,
         "sample_rate": sample_rate,
-        "clip_seconds": clip_seconds,
+        "clip_seconds": float(clip_seconds),
         "samples": len(members),
         "tracks": len(numbers),
         "seconds": sum(shard.seconds for shard in shards),

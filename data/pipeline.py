@@ -4,7 +4,9 @@ A WebDataset pipeline with our own source: webdataset's readers have no position
 and repeat their order every epoch, so the source walks the plan and reads members by offset.
 """
 
+import atexit
 import logging
+import multiprocessing
 import signal
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -13,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import webdataset
-from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from etude.data.audio import decode
 from etude.data.batch import AudioBatch
@@ -32,7 +34,7 @@ class Crop(NamedTuple):
     """Damaged clips that were tried before this one."""
 
 
-class _Positions:
+class _Positions(IterableDataset[int]):
     """Source: positions of this worker's micro-batches, one by one."""
 
     def __init__(self, plan: CropPlan, share: BatchShare, first_update: int) -> None:
@@ -73,18 +75,35 @@ class _Batch:
                 rows = []
 
 
+class _Deliver:
+    """Stage: an error travels as a value, or torch would wrap it in the worker's traceback."""
+
+    def __call__(self, batches: Iterable[AudioBatch]) -> Iterator[AudioBatch | DataError]:
+        try:
+            yield from batches
+        except DataError as error:
+            yield error
+
+
 def training_batches(
     plan: CropPlan, share: BatchShare, *, first_update: int, workers: int, pin_memory: bool
 ) -> Iterator[AudioBatch]:
-    """This rank's micro-batches from ``first_update`` on, without end."""
+    """This rank's micro-batches from ``first_update`` on, without end.
+
+    :raises DataError: if a clip and all its substitutes are damaged.
+    """
     pipeline = webdataset.DataPipeline(
         _Positions(plan, share, first_update),
         # From here on: positions of this worker, nothing read yet.
         _Read(plan),
         # From here on: decoded crops of equal length.
         _Batch(share),
+        # From here on: micro-batches in the order of the plan.
+        _Deliver(),
     )
-    loader: DataLoader[AudioBatch] = DataLoader(
+    if workers:
+        atexit.register(_end_workers)
+    loader: DataLoader[AudioBatch | DataError] = DataLoader(
         pipeline,
         batch_size=None,
         num_workers=workers,
@@ -92,7 +111,10 @@ def training_batches(
         pin_memory=pin_memory,
         prefetch_factor=4 if workers else None,
     )
-    return iter(loader)
+    for batch in loader:
+        if isinstance(batch, DataError):
+            raise batch
+        yield batch
 
 
 def held_out_batches(
@@ -164,3 +186,11 @@ def _ignore_signals(worker: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
+
+
+def _end_workers() -> None:
+    # Workers that ignore SIGTERM survive multiprocessing's own clean-up, which then waits for them
+    # for ever. Registered later than that, this runs before it.
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()

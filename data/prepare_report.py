@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, final
 
 from etude.data.shards import Corpus
@@ -40,7 +40,9 @@ def describe_findings(findings: Sequence[Finding]) -> list[str]:
     """One line per reason, the commonest first, with a few examples."""
     lines: list[str] = []
     for reason, count in Counter(finding.reason for finding in findings).most_common():
-        files = [printable(f.file) for f in findings if f.reason == reason][:_SHOWN]
+        files = [printable(PurePosixPath(f.file).name) for f in findings if f.reason == reason][
+            :_SHOWN
+        ]
         more = f" and {count - len(files)} more" if count > len(files) else ""
         lines.append(f"    {reason:<16} {count:>6}   {', '.join(files)}{more}")
     return lines
@@ -53,9 +55,10 @@ def describe(corpus: Corpus, report: Report) -> str:
         shards = [shard for shard in corpus.shards if shard.split == split]
         clips = sum(shard.samples for shard in shards)
         size = sum(shard.bytes for shard in shards) / 1e6
-        hours = corpus.seconds(split) / 3600
         counts = f"{clips:>7} clips in {len(shards)} shards"
-        lines.append(f"  {split:<6} {hours:>9.2f} h  {counts}, {size:.1f} MB")
+        lines.append(
+            f"  {split:<6} {_duration(corpus.seconds(split)):>11}  {counts}, {size:.1f} MB"
+        )
     lines.append(
         f"  files  {report.found} found, {report.packed} packed, {len(report.skipped)} skipped; "
         f"{report.other_files} other files left alone"
@@ -70,6 +73,10 @@ def describe(corpus: Corpus, report: Report) -> str:
         lines.append("  no valid split: it needs two tracks and a --valid-fraction above 0")
     lines.append(f"Next: python launch/train.py CONFIG data.corpus={corpus.root}")
     return "\n".join(lines)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 3600:.2f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
 
 
 def printable(name: str) -> str:

@@ -344,9 +344,10 @@ class _Packing:
                 raise Unusable("unreadable", error.strerror or str(error)) from error
             except Undecodable as error:
                 # A decoder that starves at the end of the file was given a cut file.
-                if file.tell() >= self.source.size:
+                if file.tell() >= self.source.size and not error.damaged:
                     raise Unusable("truncated", f"{error} at the end of the file") from error
-                raise Unusable("corrupt", f"{error} near byte {file.tell()}") from error
+                near = f" near byte {file.tell()}" if file.tell() else ""
+                raise Unusable("corrupt", f"{error}{near}") from error
             if block is None:
                 return
             mono = to_mono(block)

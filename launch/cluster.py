@@ -62,7 +62,7 @@ def main() -> int:
     print(
         f"{arguments.out}: {arguments.clusters} classes of {settings.kind} ({settings.bins} bins, "
         f"window {settings.n_fft}) from {report.frames:,} frames; {report.used} in use, largest "
-        f"{report.largest_share:.1%}, entropy {report.entropy:.2f} nats, inertia {report.inertia:.3f}"
+        f"{report.largest_share:.1%}, entropy {report.entropy:.2f} nats"
     )
     return 0
 

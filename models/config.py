@@ -24,6 +24,16 @@ class EncoderConfig(BaseModel):
     sample_rate: Count = 24_000
     """Samples per second of what the encoder hears: 24,000 for MERT-v1, 16,000 for the rest."""
 
+    frontend: Literal["waveform", "logmel"] = "waveform"
+    """``waveform``: the conv stack of every released model; ``logmel``: fixed log-mel bands on the
+    same frame grid, an ablation that learns faster on small data and has no Hugging Face form."""
+
+    logmel_bins: Count = 80
+    """Bands of the log-mel front end, from windows of ``logmel_window`` samples."""
+
+    logmel_window: Annotated[int, Field(ge=64)] = 1024
+    """Samples per window of the log-mel front end."""
+
     conv_dims: tuple[Count, ...] = (512,) * 7
     """Channels of each convolution of the front end."""
 

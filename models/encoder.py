@@ -15,7 +15,13 @@ from torch import Tensor, nn
 
 from etude.models.blocks import AttentionBiasCache, BatchLayout, StandardLayerNorm
 from etude.models.config import EncoderConfig
-from etude.models.frontend import Features, WaveformFrontend, initialise_frontend
+from etude.models.frontend import (
+    Features,
+    LogMelFrontend,
+    WaveformFrontend,
+    initialise_frontend,
+)
+from etude.models.spectral import LogMel
 from etude.models.positions import build_positions
 from etude.models.transformer import LayerOutput, TransformerLayer, initialise_layer
 
@@ -48,14 +54,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
         self.grid = config.grid
-        convs = list(zip(config.conv_dims, config.conv_kernels, config.conv_strides, strict=True))
-        self.frontend = WaveformFrontend(
-            convs,
-            config.dim,
-            layer_norm=config.conv_norm == "layer",
-            bias=config.conv_bias,
-            grad_scale=config.feature_grad_scale,
-        )
+        self.frontend = _build_frontend(config)
         self.projection_dropout = nn.Dropout(config.projection_dropout)
         self.mask_embedding = nn.Parameter(torch.empty(config.dim))
         self.positions = build_positions(
@@ -126,6 +125,20 @@ class Encoder(nn.Module):
         """Features of unmasked audio (B, T): what a user of the trained model sees."""
         features: Features = self.frontend(waveform)
         return self.context(features.projected)
+
+
+def _build_frontend(config: EncoderConfig) -> WaveformFrontend | LogMelFrontend:
+    if config.frontend == "logmel":
+        bins = config.logmel_bins
+        transform = LogMel(config.grid, bins=bins, n_fft=config.logmel_window)
+        return LogMelFrontend(transform, config.dim, bins=bins)
+    return WaveformFrontend(
+        list(zip(config.conv_dims, config.conv_kernels, config.conv_strides, strict=True)),
+        config.dim,
+        layer_norm=config.conv_norm == "layer",
+        bias=config.conv_bias,
+        grad_scale=config.feature_grad_scale,
+    )
 
 
 def initialise(encoder: Encoder) -> None:

@@ -9,10 +9,10 @@ Both halves of the result are public: MERT's feature penalty acts on ``raw``, a 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from etude.models.blocks import BatchLayout, StandardLayerNorm, Wav2Vec2FeatureExtractor
+from etude.models.spectral import LogMel
 
 
 class Features(NamedTuple):
@@ -60,12 +60,29 @@ class WaveformFrontend(nn.Module):
         return Features(raw, self.projection(self.layer_norm(raw)))
 
 
-def initialise_frontend(frontend: WaveformFrontend) -> None:
+class LogMelFrontend(nn.Module):
+    """Log-mel bands in place of learned convolutions, on the same frame grid.
+
+    :param transform: waveform (B, T) to log-mel (B, F, bins).
+    """
+
+    def __init__(self, transform: LogMel, dim: int, *, bins: int) -> None:
+        super().__init__()
+        self.transform = transform
+        self.layer_norm = StandardLayerNorm(bins, bias=True)
+        self.projection = nn.Linear(bins, dim)
+
+    def forward(self, waveform: Tensor) -> Features:
+        """``raw`` are the log-mel bands; no gradient reaches them."""
+        raw = self.transform(waveform)
+        return Features(raw, self.projection(self.layer_norm(raw)))
+
+
+def initialise_frontend(frontend: WaveformFrontend | LogMelFrontend) -> None:
     """Kaiming-normal convolutions and torch's default projection, as fairseq's MERT."""
     for module in frontend.modules():
         if isinstance(module, nn.Conv1d):
             nn.init.kaiming_normal_(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-    with torch.no_grad():
-        frontend.projection.reset_parameters()
+    frontend.projection.reset_parameters()

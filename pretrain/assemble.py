@@ -108,6 +108,7 @@ def build_objective(config: Config, inputs: Inputs) -> MaskedPrediction:
         mask_prob=config.objective.mask.prob,
         mask_span=config.objective.mask.span_frames,
         mask_fraction=config.objective.mask.fraction,
+        visible_weight=config.objective.visible_weight,
         feature_penalty=config.objective.feature_penalty,
         layer_drop=config.model.layer_drop,
         mixture=_build_mixture(config, inputs.share.micro_batch),

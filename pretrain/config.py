@@ -139,6 +139,9 @@ class ObjectiveConfig(Section):
     mask: MaskConfig = MaskConfig()
     mixture: MixtureConfig = MixtureConfig()
 
+    visible_weight: NonNegative = 0.0
+    """Factor of the targets' losses on visible frames (fairseq's ``pred_nomask_weight``; MERT 0)."""
+
     feature_penalty: NonNegative = 10.0
     """Factor of the mean square of the conv features (fairseq's ``features_pen``)."""
 

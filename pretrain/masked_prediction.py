@@ -32,6 +32,9 @@ class MaskedPrediction(nn.Module):
     :param mask_prob: share of frames that the starts of spans stand for (``masked_count``).
     :param mask_span: frames per span.
     :param mask_fraction: masked share of the frames; replaces the count that ``mask_prob`` gives.
+    :param visible_weight: factor of the same losses on visible frames (fairseq's
+        ``pred_nomask_weight``; HuBERT's 1 - alpha). 0 in MERT; above 0 the front end learns from
+        every frame directly.
     :param feature_penalty: factor of the mean square of the raw conv features (fairseq's
         ``features_pen``; 10 in MERT).
     :param layer_drop: probability that a layer is passed over, in training alone.
@@ -48,6 +51,7 @@ class MaskedPrediction(nn.Module):
         mask_prob: float,
         mask_span: int,
         mask_fraction: float | None = None,
+        visible_weight: float = 0.0,
         feature_penalty: float = 0.0,
         layer_drop: float = 0.0,
         mixture: Mixture | None = None,
@@ -60,6 +64,7 @@ class MaskedPrediction(nn.Module):
         self.mask_prob = mask_prob
         self.mask_span = mask_span
         self.mask_fraction = mask_fraction
+        self.visible_weight = visible_weight
         self.feature_penalty = feature_penalty
         self.layer_drop = layer_drop
         self.mixture = mixture
@@ -93,6 +98,11 @@ class MaskedPrediction(nn.Module):
             )
             loss = loss + self.weights[name] * compared.loss
             metrics.update({f"{name}/{key}": value for key, value in compared.metrics.items()})
+            if self.visible_weight:
+                visible_BV = _rows(target_BF, mask.visible_BV)
+                seen = target.loss(_rows(output.last, mask.visible_BV), visible_BV, visible_BV)
+                loss = loss + self.visible_weight * self.weights[name] * seen.loss
+                metrics[f"{name}/visible_loss"] = seen.metrics["loss"]
 
         if self.feature_penalty:
             penalty = features.raw.float().square().mean()

@@ -24,6 +24,9 @@ class FrameMask(NamedTuple):
     index_BM: Tensor
     """Indices of the masked frames in ascending order, int64 (B, M)."""
 
+    visible_BV: Tensor
+    """Indices of the other frames in ascending order, int64 (B, F - M)."""
+
     nearest_visible_BM: Tensor
     """For each masked frame the index of the nearest visible one (the earlier at a tie), (B, M)."""
 
@@ -71,8 +74,9 @@ def span_mask(key: int, sample_ids: Tensor, *, num_frames: int, count: int, span
     # A stable sort cuts the last span at its end rather than in its middle.
     order = torch.argsort(covered_at, dim=1, stable=True)
     index = order[:, :count].sort(dim=1).values
+    visible = order[:, count:].sort(dim=1).values
     masked = torch.zeros_like(covered_at, dtype=torch.bool).scatter_(1, index, True)
-    return FrameMask(masked, index, _nearest_visible(masked).gather(1, index))
+    return FrameMask(masked, index, visible, _nearest_visible(masked).gather(1, index))
 
 
 def _nearest_visible(masked_BF: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
 """Fixtures that several packages' tests share."""
 
 import json
-from pathlib import Path
 
 import pytest
 from audio_files import tune, write
+
 from etude.data.prepare import PrepareSettings, prepare
 from etude.data.shards import Corpus
 

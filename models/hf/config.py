@@ -57,6 +57,11 @@ def check_expressible(config: EncoderConfig) -> None:
 
     :raises ValueError: naming the setting and what to use instead.
     """
+    if config.frontend != "waveform":
+        raise ValueError(
+            f"no Hugging Face model has the front end of model.frontend: {config.frontend}; only "
+            "encoders with model.frontend: waveform are exported."
+        )
     if config.position_depth != 1:
         raise ValueError(
             f"HubertModel has one positional convolution, but model.position_depth is "

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import soundfile
 from audio_files import tune
+
 from etude.data.audio import Resampler, decode, encode, quantise, to_mono
 from etude.data.errors import DataError
 

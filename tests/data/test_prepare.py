@@ -14,7 +14,8 @@ import pytest
 import soundfile
 import soxr
 from audio_files import RATE, tune, write
-from etude.data.audio import decode, quantise, to_mono
+
+from etude.data.audio import decode, pyav_installed, quantise, to_mono
 from etude.data.errors import DataError, InputError
 from etude.data.prepare import PrepareSettings, prepare
 from etude.data.prepare_workers import map_unordered
@@ -64,13 +65,13 @@ def make_bad_files(folder):
     """A file for every reason; returns {(name, reason)}."""
     good = tune(6, seed=1)
     zeros = np.zeros(RATE * 6, np.float32)
-    write(folder / "a good one.wav", good)
+    write(folder / "a good one.wav", quantise(good)[0])
     write(folder / "short.wav", tune(1))
     write(folder / "silent.wav", zeros)
     write(folder / "dc.wav", zeros + 0.25)
     opposite = tune(6, seed=9)
     write(folder / "opposite.wav", np.stack([opposite, -opposite], axis=1))
-    write(folder / "the same again.flac", good)
+    write(folder / "the same again.flac", quantise(good)[0])
     for name, bad in (("nan.wav", np.nan), ("infinite.wav", np.inf), ("huge.wav", 1e30)):
         samples = tune(6, seed=2)
         samples[RATE * 3] = bad
@@ -132,6 +133,16 @@ def test_a_file_without_permission_is_unreadable(tmp_path):
     (tmp_path / "in" / "song 1.flac").chmod(0)
     prepare([tmp_path / "in"], tmp_path / "out", SETTINGS, **QUIET)
     assert reasons(tmp_path / "out") == {("song 1.flac", "unreadable")}
+
+
+@pytest.mark.skipif(pyav_installed(), reason="PyAV reads m4a")
+def test_a_file_that_needs_pyav_says_how_to_install_it(tmp_path):
+    music(tmp_path / "in", 1)
+    (tmp_path / "in" / "a.m4a").write_bytes(b"\0\0\0\x20ftypM4A " + bytes(1000))
+    (tmp_path / "in" / "b.aac").write_bytes(b"\xff\xf1" + bytes(1000))
+    prepare([tmp_path / "in"], tmp_path / "out", SETTINGS, **QUIET)
+    assert reasons(tmp_path / "out") == {("a.m4a", "unreadable"), ("b.aac", "unreadable")}
+    assert "pip install av" in report(tmp_path / "out")["skipped"][0]["detail"]
 
 
 def test_what_is_odd_but_usable_is_packed_and_noted(tmp_path):

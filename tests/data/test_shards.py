@@ -6,6 +6,7 @@ import tarfile
 
 import numpy as np
 import pytest
+
 from etude.data.audio import decode
 from etude.data.errors import DataError, InputError
 from etude.data.index import verify
