@@ -21,8 +21,8 @@ from etude.models.frontend import (
     WaveformFrontend,
     initialise_frontend,
 )
-from etude.models.spectral import LogMel
 from etude.models.positions import build_positions
+from etude.models.spectral import LogMel
 from etude.models.transformer import LayerOutput, TransformerLayer, initialise_layer
 
 

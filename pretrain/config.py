@@ -140,7 +140,8 @@ class ObjectiveConfig(Section):
     mixture: MixtureConfig = MixtureConfig()
 
     visible_weight: NonNegative = 0.0
-    """Factor of the targets' losses on visible frames (fairseq's ``pred_nomask_weight``; MERT 0)."""
+    """Factor of the targets' losses on visible frames (fairseq's ``pred_nomask_weight``, MERT 0)
+    where the front end can learn from every frame directly."""
 
     feature_penalty: NonNegative = 10.0
     """Factor of the mean square of the conv features (fairseq's ``features_pen``)."""

@@ -74,6 +74,10 @@ def current_world() -> World:
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
         return World(rank, size, local_rank, torch.device("cuda", local_rank))
+    if "OMP_NUM_THREADS" not in os.environ:
+        # Each rank would take every core, and ranks that share cores this way are several times
+        # slower than ranks that divide them.
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // _ranks_on_this_node(size)))
     return World(rank, size, local_rank, torch.device("cpu"))
 
 
@@ -92,6 +96,14 @@ def barrier() -> None:
     """Waits for all ranks."""
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.barrier()
+
+
+def _ranks_on_this_node(size: int) -> int:
+    # By torchrun, DeepSpeed and Slurm, in this order.
+    for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_NTASKS_PER_NODE"):
+        if os.environ.get(name, "").isdigit():
+            return int(os.environ[name])
+    return size
 
 
 def _first_node(nodes: str) -> str:

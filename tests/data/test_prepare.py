@@ -252,7 +252,13 @@ def test_the_split_is_by_track_near_its_fraction_and_drawn_by_the_seed(tmp_path)
 
 def test_awkward_names_give_unique_plain_keys(tmp_path):
     for number, name in enumerate(
-        ["Ähnlich.flac", "ahnlich.flac", "song.v1.2.flac", "x" * 200 + ".flac", "日本.flac"]
+        [
+            "\u00c4hnlich.flac",
+            "ahnlich.flac",
+            "song.v1.2.flac",
+            "x" * 200 + ".flac",
+            "\u65e5\u672c.flac",
+        ]
     ):
         write(tmp_path / "a" / "in" / name, tune(3, seed=number))
     write(tmp_path / "b" / "in" / "ahnlich.flac", tune(3, seed=9))
