@@ -99,6 +99,10 @@ class ConstantQ(nn.Module):
     The published settings are 336 bins, 48 per octave from 32.7 Hz, linear magnitude
     (yizhilll/MERT ``mert_model.py``). nnAudio computes them as a dense convolution, which is costly
     at those settings; fewer bins cost much less.
+
+    :param scale: linear magnitudes as published, or ``log(1 + 100 m)``.
+    :param level: ``crop`` shifts and scales each crop's spectrum to mean 0 and deviation 1: the
+        group-normed front end cannot hear how loud a crop is, so it cannot predict it either.
     """
 
     def __init__(
@@ -109,10 +113,12 @@ class ConstantQ(nn.Module):
         bins_per_octave: int,
         fmin: float,
         scale: Literal["linear", "log"],
+        level: Literal["as_is", "crop"] = "as_is",
     ) -> None:
         super().__init__()
         self.grid = grid
         self.scale = scale
+        self.level = level
         self.transform = CQT1992v2(
             sr=grid.sample_rate,
             hop_length=grid.hop_samples,
@@ -133,10 +139,14 @@ class ConstantQ(nn.Module):
         num_frames = self.grid.num_frames(waveform.shape[-1])
         with torch.autocast(waveform.device.type, enabled=False):
             spectrum: Tensor = self.transform(waveform.float())
-            magnitude = spectrum.transpose(1, 2)[:, :num_frames].contiguous()
+            spectrum = spectrum.transpose(1, 2)[:, :num_frames]
             if self.scale == "log":
-                return torch.log1p(100.0 * magnitude)
-            return magnitude
+                spectrum = torch.log1p(100.0 * spectrum)
+            if self.level == "crop":
+                mean = spectrum.mean(dim=(1, 2), keepdim=True)
+                deviation = spectrum.std(dim=(1, 2), keepdim=True)
+                spectrum = (spectrum - mean) / (deviation + 1e-3)
+            return spectrum.contiguous()
 
 
 def _chroma_filters(sample_rate: int, *, n_fft: int, bins: int) -> Tensor:

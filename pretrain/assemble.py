@@ -259,6 +259,7 @@ def _build_target(name: str, target: TargetConfig, config: Config, inputs: Input
                 bins_per_octave=target.bins_per_octave,
                 fmin=target.fmin,
                 scale=target.scale,
+                level=target.level,
             )
             return CqtTarget(transform, config.model.dim, bins=target.bins)
         case _:

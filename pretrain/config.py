@@ -91,6 +91,10 @@ class CqtTargetConfig(Section):
     scale: Literal["linear", "log"] = "linear"
     """``linear`` magnitude as published, or ``log``: log(1 + 100 m), less ruled by loud clips."""
 
+    level: Literal["as_is", "crop"] = "as_is"
+    """``as_is`` as published, or ``crop``: each crop's spectrum is brought to mean 0 and deviation
+    1, since the front end's group norm hides the level from the encoder anyway."""
+
 
 TargetConfig = Annotated[KmeansTargetConfig | CqtTargetConfig, Field(discriminator="kind")]
 

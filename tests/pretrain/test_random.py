@@ -29,7 +29,10 @@ def test_the_generator_is_splitmix64_bit_for_bit() -> None:
     assert key == state and key >= 1 << 63  # the sign bit is set: the harder case for int64
     ids = [0, 1, 2**40, -5]
     expected = [
-        [(splitmix(splitmix((i + key) & MASK) + c * GAMMA & MASK) >> 40) * 2.0**-24 for c in range(9)]
+        [
+            (splitmix(splitmix((i + key) & MASK) + c * GAMMA & MASK) >> 40) * 2.0**-24
+            for c in range(9)
+        ]
         for i in ids
     ]
     assert uniform(key, torch.tensor(ids), 9).tolist() == expected
