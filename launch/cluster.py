@@ -32,12 +32,21 @@ def main() -> int:
     from etude.data.shards import open_corpus
     from etude.models.config import EncoderConfig
     from etude.pretrain.clustering import fit_kmeans
+    from etude.pretrain.config_file import load_config
     from etude.pretrain.quantizer import FeatureSettings, save_quantizer
 
     corpus = open_corpus(arguments.corpus)
     split = corpus.split("train")
     bins, seconds = _DEFAULTS[arguments.features]
     geometry = EncoderConfig(sample_rate=corpus.sample_rate)
+    if arguments.config is not None:
+        geometry = load_config(arguments.config).model
+        if geometry.sample_rate != corpus.sample_rate:
+            raise InputError(
+                f"{arguments.config} is for {geometry.sample_rate} Hz, but {arguments.corpus} has "
+                f"{corpus.sample_rate} Hz. Prepare the corpus with --sample-rate "
+                f"{geometry.sample_rate}."
+            )
     settings = FeatureSettings(
         kind=arguments.features,
         bins=arguments.bins or bins,
@@ -91,6 +100,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--features", choices=sorted(_DEFAULTS), required=True)
     parser.add_argument("--clusters", type=int, required=True, help="number of classes")
     parser.add_argument("--out", type=Path, required=True, help="safetensors file to write")
+    parser.add_argument(
+        "--config", type=Path, help="run whose frames to label; the released models' if not given"
+    )
     parser.add_argument("--bins", type=int, help="mel bands (229) or chroma bins (264)")
     parser.add_argument("--n-fft", type=int, help="window in samples, a power of two")
     parser.add_argument("--hours", type=float, help="audio to hear; all of it if not given")
