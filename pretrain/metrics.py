@@ -75,13 +75,14 @@ class MetricSums:
         return float(self._sums[name][1])
 
     def results(self) -> dict[str, float]:
-        """Means by name; label counts give ``NAME/majority_rate`` and ``NAME/unigram_entropy``."""
+        """Means by name; ``T/labels`` counts give ``T/majority_rate`` and ``T/unigram_entropy``."""
         results: dict[str, float] = {}
         for name, value in self._sums.items():
             if self._kinds[name] is Mean:
                 results[name] = float(value[0] / value[1])
             else:
                 share = value / value.sum()
-                results[f"{name}/majority_rate"] = float(share.max())
-                results[f"{name}/unigram_entropy"] = float(torch.special.entr(share).sum())
+                target = name.rpartition("/")[0]
+                results[f"{target}/majority_rate"] = float(share.max())
+                results[f"{target}/unigram_entropy"] = float(torch.special.entr(share).sum())
         return results

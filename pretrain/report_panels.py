@@ -66,16 +66,13 @@ _RUN_PANELS = (
     ("perf/data_wait", "Waiting for data", "share of time", _DATA_WAIT),
 )
 
-# Quantities of a target that its panels use up. Label statistics may sit beside the loss or below
-# `labels`.
+# Quantities of a target that its panels use up.
 _USED = (
     "loss",
     "accuracy",
     "copy_accuracy",
     "copy_loss",
     "variance",
-    "labels/majority_rate",
-    "labels/unigram_entropy",
     "majority_rate",
     "unigram_entropy",
 )
@@ -97,8 +94,8 @@ def target_panels(runs: Sequence[ReportRun], target: str) -> list[Panel]:
     accuracies = (f"{target}/accuracy", f"{VALID}{target}/accuracy")
     is_class = any(name in run.metrics.names for run in runs for name in accuracies)
 
-    def baseline(quantities: Sequence[str], label: str, style: Style) -> list[Curve]:
-        return _baselines(runs, [f"{target}/{quantity}" for quantity in quantities], label, style)
+    def baseline(quantity: str, label: str, style: Style) -> list[Curve]:
+        return _baselines(runs, f"{target}/{quantity}", label, style)
 
     if not is_class:
         return [
@@ -106,8 +103,8 @@ def target_panels(runs: Sequence[ReportRun], target: str) -> list[Panel]:
                 f"{target}: error",
                 [
                     *_train_and_valid(runs, f"{target}/loss"),
-                    *baseline(["variance"], "mean", "constant"),
-                    *baseline(["copy_loss"], "copy", "copy"),
+                    *baseline("variance", "mean", "constant"),
+                    *baseline("copy_loss", "copy", "copy"),
                 ],
                 _REGRESSION,
                 "loss",
@@ -119,9 +116,7 @@ def target_panels(runs: Sequence[ReportRun], target: str) -> list[Panel]:
             f"{target}: cross-entropy",
             [
                 *_train_and_valid(runs, f"{target}/loss"),
-                *baseline(
-                    ["labels/unigram_entropy", "unigram_entropy"], "unigram entropy", "constant"
-                ),
+                *baseline("unigram_entropy", "unigram entropy", "constant"),
             ],
             _CROSS_ENTROPY,
             "nats",
@@ -130,8 +125,8 @@ def target_panels(runs: Sequence[ReportRun], target: str) -> list[Panel]:
             f"{target}: accuracy",
             [
                 *_train_and_valid(runs, f"{target}/accuracy"),
-                *baseline(["labels/majority_rate", "majority_rate"], "most frequent", "constant"),
-                *baseline(["copy_accuracy"], "copy", "copy"),
+                *baseline("majority_rate", "most frequent", "constant"),
+                *baseline("copy_accuracy", "copy", "copy"),
             ],
             _ACCURACY,
             "share of frames",
@@ -171,13 +166,11 @@ def _train_and_valid(runs: Sequence[ReportRun], name: str) -> list[Curve]:
     return curves
 
 
-def _baselines(
-    runs: Sequence[ReportRun], names: Sequence[str], label: str, style: Style
-) -> list[Curve]:
+def _baselines(runs: Sequence[ReportRun], name: str, label: str, style: Style) -> list[Curve]:
     """What costs nothing, on the held-out tracks where there are any: those stay the same."""
     curves = []
     for number, run in enumerate(runs):
-        found = (run.metrics.series(prefix + name) for prefix in (VALID, "") for name in names)
+        found = (run.metrics.series(prefix + name) for prefix in (VALID, ""))
         if series := next((series for series in found if series.steps), None):
             curves.append(Curve(series, label, style, number))
     return curves
