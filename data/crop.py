@@ -15,5 +15,7 @@ def crop_start(
     :param position: the crop's place in the run's order.
     """
     last = (num_samples - crop_samples) // hop_samples
-    generator = np.random.Generator(np.random.Philox(key=[seed, position]))
+    # As a plain list the two would become floats if the seed is large, and lose its last bits.
+    key = np.array([seed, position], dtype=np.uint64)
+    generator = np.random.Generator(np.random.Philox(key=key))
     return int(generator.integers(0, last, endpoint=True)) * hop_samples

@@ -190,7 +190,9 @@ def _ignore_signals(worker: int) -> None:
 
 def _end_workers() -> None:
     # Workers that ignore SIGTERM survive multiprocessing's own clean-up, which then waits for them
-    # for ever. Registered later than that, this runs before it.
+    # for ever. Registered later than that, this runs before it. torch's handler would take a killed
+    # worker for a failure and raise wherever the interpreter is by then.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()

@@ -114,5 +114,7 @@ class CropPlan:
 
 @lru_cache(maxsize=2)  # the current epoch and, at its end, the next
 def _permutation(seed: int, epoch: int, count: int) -> npt.NDArray[np.int64]:
-    generator = np.random.Generator(np.random.Philox(key=[seed, (1 << 63) + epoch]))
+    # As a plain list the two would become floats, and the epoch would be rounded away.
+    key = np.array([seed, (1 << 63) + epoch], dtype=np.uint64)
+    generator = np.random.Generator(np.random.Philox(key=key))
     return generator.permutation(count)
