@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from etude.data.shards import Split
 
 _DEFAULTS = {"logmel": (229, 0.064), "chroma": (264, 0.256)}
-"""Bins of MERT-v0, and a window in seconds (chosen: the authors' is unknown)."""
+"""Bins of MERT-v0, and a window in seconds, rounded up to a power of two (chosen: the authors'
+is unknown)."""
 
 
 def main() -> int:
@@ -50,7 +51,7 @@ def main() -> int:
     settings = FeatureSettings(
         kind=arguments.features,
         bins=arguments.bins or bins,
-        n_fft=arguments.n_fft or 2 ** round(seconds * corpus.sample_rate).bit_length(),
+        n_fft=arguments.n_fft or 2 ** (round(seconds * corpus.sample_rate) - 1).bit_length(),
         sample_rate=corpus.sample_rate,
         conv_kernels=geometry.conv_kernels,
         conv_strides=geometry.conv_strides,

@@ -80,7 +80,7 @@ def _start_log(path: Path, world: World) -> None:
         force=True,
     )
     # Others' details would bury ours.
-    for name in ("DeepSpeed", "torch", "numba", "matplotlib"):
+    for name in ("DeepSpeed", "torch", "fairseq2", "numba", "matplotlib"):
         logging.getLogger(name).setLevel(logging.WARNING)
     torch.set_float32_matmul_precision("high")
 
