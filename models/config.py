@@ -34,7 +34,7 @@ class EncoderConfig(BaseModel):
     logmel_window: Annotated[int, Field(ge=64)] = 1024
     """Samples per window of the log-mel front end."""
 
-    conv_dims: tuple[Count, ...] = (512,) * 7
+    conv_dims: Annotated[tuple[Count, ...], Field(min_length=1)] = (512,) * 7
     """Channels of each convolution of the front end."""
 
     conv_kernels: tuple[Count, ...] = (10, 3, 3, 3, 3, 2, 2)
@@ -118,6 +118,11 @@ class EncoderConfig(BaseModel):
             raise ValueError(
                 "padding: exact needs conv_norm: layer, because a group norm over time takes its "
                 "statistics from the padding too"
+            )
+        if self.padding == "exact" and self.position_depth > 1:
+            raise ValueError(
+                f"padding: exact needs position_depth: 1, but it is {self.position_depth}: in a "
+                "stack, what one convolution leaves in the padding leaks through the next"
             )
         return self
 

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 from pydantic import ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from etude.models.config import EncoderConfig
@@ -30,10 +31,16 @@ def load_encoder(folder: Path) -> Encoder:
     """Reads an encoder, in evaluation mode.
 
     :raises FileNotFoundError: if the folder holds no encoder.
-    :raises ValueError: if settings and weights do not fit each other.
+    :raises ValueError: if a file is damaged or settings and weights do not fit each other.
     """
     encoder = Encoder(load_encoder_config(folder))
-    encoder.load_state_dict(load_file(folder / WEIGHTS_NAME))
+    path = folder / WEIGHTS_NAME
+    try:
+        encoder.load_state_dict(load_file(path))
+    except (RuntimeError, SafetensorError) as error:
+        raise ValueError(
+            f"{path} does not hold the weights that {CONFIG_NAME} describes: {error}"
+        ) from error
     return encoder.eval()
 
 
