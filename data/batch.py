@@ -1,12 +1,14 @@
 """What travels from the data pipeline to the objective."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from torch import Tensor
 
 
 class AudioBatch(NamedTuple):
-    """One micro-batch of equally long crops. A tuple of tensors passes through any engine."""
+    """One micro-batch of equally long crops. Tensors alone pass through any engine."""
 
     waveform: Tensor
     """Mono audio in [-1, 1], float32 (B, T)."""
@@ -19,3 +21,7 @@ class AudioBatch(NamedTuple):
 
     skipped: Tensor
     """Damaged clips that were replaced by substitutes while this batch was made, int64 ()."""
+
+    codes: Mapping[str, Tensor] = MappingProxyType({})
+    """Stored tokens by name, int64 (B, frames, codebooks), the first frame at the crop's start.
+    There may be a frame or two more than the encoder makes."""

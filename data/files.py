@@ -1,11 +1,17 @@
-"""Files that exist whole or not at all: written under a temporary name, synced, then renamed."""
+"""Files that exist whole or not at all: written under a temporary name, synced, then renamed.
+
+And read by offset: one ``pread`` on a descriptor that is opened once per process.
+"""
 
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, final
+
+_OPEN_FILES = 128
 
 
 @contextmanager
@@ -31,3 +37,32 @@ def write_bytes(path: Path, content: bytes) -> None:
 def json_bytes(value: Any, *, indent: int | None = 1) -> bytes:
     """ASCII JSON with a newline at its end; the same value always gives the same bytes."""
     return (json.dumps(value, indent=indent, allow_nan=False) + "\n").encode("ascii")
+
+
+def read_at(path: Path, offset: int, size: int, *, version: str) -> bytes:
+    """Bytes of a file, fewer where it ends before.
+
+    :param version: what tells this file from another that was at the same path.
+    :raises OSError: as the system says.
+    """
+    return os.pread(_descriptor(path, version).number, size, offset)
+
+
+@final
+class _Descriptor:
+    """A file descriptor, closed when its last reader lets go, even if evicted under a reader."""
+
+    def __init__(self, path: Path) -> None:
+        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        number = getattr(self, "number", None)
+        if number is not None:
+            os.close(number)
+
+
+@lru_cache(maxsize=_OPEN_FILES)
+def _descriptor(path: Path, version: str) -> _Descriptor:
+    """Opened on first use in a process; pread has no position, so forks may share it."""
+    del version  # part of the cache key
+    return _Descriptor(path)

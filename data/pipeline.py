@@ -21,6 +21,7 @@ from etude.data.audio import decode
 from etude.data.batch import AudioBatch
 from etude.data.errors import DataError
 from etude.data.plan import SUBSTITUTES, BatchShare, CropPlan, PlannedCrop
+from etude.data.tokens import Codes
 
 _log = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ class Crop(NamedTuple):
 
     position: int
     waveform: npt.NDArray[np.float32]
+    codes: dict[str, Codes]
     skipped: int
     """Damaged clips that were tried before this one."""
 
@@ -129,7 +131,8 @@ def held_out_batches(
         clip = int(plan.clips[row])
         middle = (int(plan.split.num_samples[clip]) - plan.crop_samples) // 2
         start = middle // plan.hop_samples * plan.hop_samples
-        rows.append(Crop(-1 - row, _decode(plan, PlannedCrop(row, clip, start)), 0))
+        planned = PlannedCrop(row, clip, start)
+        rows.append(Crop(-1 - row, _decode(plan, planned), _read_codes(plan, planned), 0))
         if len(rows) == micro_batch:
             yield collate(rows, update=0)
             rows = []
@@ -145,7 +148,7 @@ def read_crop(plan: CropPlan, position: int) -> Crop:
     for attempt in range(SUBSTITUTES + 1):
         planned = plan.crop(position, attempt)
         try:
-            return Crop(position, _decode(plan, planned), attempt)
+            return Crop(position, _decode(plan, planned), _read_codes(plan, planned), attempt)
         except DataError as error:
             _log.warning("skipped a damaged clip, taking another in its place: %s", error)
             damage = error
@@ -162,6 +165,10 @@ def collate(crops: list[Crop], *, update: int) -> AudioBatch:
         sample_ids=torch.tensor([crop.position for crop in crops]),
         update=torch.tensor(update),
         skipped=torch.tensor(sum(crop.skipped for crop in crops)),
+        codes={
+            name: torch.from_numpy(np.stack([crop.codes[name] for crop in crops])).long()
+            for name in crops[0].codes
+        },
     )
 
 
@@ -178,6 +185,22 @@ def _decode(plan: CropPlan, planned: PlannedCrop) -> npt.NDArray[np.float32]:
             f"said to have {split.corpus.sample_rate} Hz."
         )
     return waveform
+
+
+def _read_codes(plan: CropPlan, planned: PlannedCrop) -> dict[str, Codes]:
+    """The crop's frames of every kind of tokens; crops start at whole frames (``crop_start``)."""
+    first = planned.start // plan.hop_samples
+    frames = plan.crop_samples // plan.hop_samples
+    codes = {}
+    for name, tokens in plan.tokens.items():
+        cut = tokens.read(planned.clip)[first : first + frames]
+        if len(cut) != frames:
+            raise DataError(
+                f"{tokens.place(planned.clip)} ends after {first + len(cut)} frames, but the "
+                f"clip's audio goes on. Encode the corpus again."
+            )
+        codes[name] = cut
+    return codes
 
 
 def _ignore_signals(worker: int) -> None:

@@ -11,7 +11,7 @@ Hence the same global batches for any number of ranks and workers, and going on 
 nothing: there is no state but u.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -22,6 +22,7 @@ import numpy.typing as npt
 from etude.data.crop import crop_start
 from etude.data.errors import InputError
 from etude.data.shards import Split
+from etude.data.tokens import SplitTokens
 
 SUBSTITUTES = 8
 """Clips that are tried in place of a damaged one."""
@@ -59,12 +60,22 @@ class CropPlan:
     """The order of clips and crops of one split.
 
     :param split: clips shorter than a crop are left out; ``too_short`` counts them.
+    :param tokens: by name, what else travels with each crop; its frames are ``hop_samples`` long.
     :raises InputError: if every clip is shorter than a crop.
     """
 
-    def __init__(self, split: Split, *, crop_samples: int, hop_samples: int, seed: int) -> None:
+    def __init__(
+        self,
+        split: Split,
+        *,
+        crop_samples: int,
+        hop_samples: int,
+        seed: int,
+        tokens: Mapping[str, SplitTokens] | None = None,
+    ) -> None:
         lengths = np.asarray(split.num_samples)
         self.split = split
+        self.tokens = dict(tokens or {})
         self.crop_samples = crop_samples
         self.hop_samples = hop_samples
         self.seed = seed

@@ -11,11 +11,10 @@ cache.
 
 import hashlib
 import json
-import os
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn, final
 
@@ -23,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from etude.data.errors import DataError, InputError
+from etude.data.files import read_at
 from etude.data.tar import BLOCK, header_name
 
 FORMAT = 1
@@ -45,8 +45,6 @@ MEMBER = np.dtype(
     ]
 )
 """One clip in ``members.npy``; offsets and sizes in bytes, ``num_samples`` at the corpus rate."""
-
-_OPEN_SHARDS = 128
 
 
 @final
@@ -153,7 +151,7 @@ class Split:
         shard = self.corpus.shards[int(self.members[clip]["shard"])]
         path = self.corpus.root / shard.file
         try:
-            data = os.pread(_descriptor(path, self.corpus.fingerprint).number, size, offset)
+            data = read_at(path, offset, size, version=self.corpus.fingerprint)
         except OSError as error:
             raise DataError(
                 f"{path}: cannot read {what} at byte {offset} ({error}). Check the disk or mount "
@@ -237,23 +235,3 @@ def _check_folder(corpus: Corpus) -> None:
         raise DataError(
             f"{path}: does not belong to the {INDEX_NAME} beside it (fingerprints differ). {again}"
         )
-
-
-@final
-class _Descriptor:
-    """A file descriptor, closed when its last reader lets go, even if evicted under a reader."""
-
-    def __init__(self, path: Path) -> None:
-        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def __del__(self) -> None:
-        number = getattr(self, "number", None)
-        if number is not None:
-            os.close(number)
-
-
-@lru_cache(maxsize=_OPEN_SHARDS)
-def _descriptor(path: Path, fingerprint: str) -> _Descriptor:
-    """Opened on first use in a process; pread has no position, so forks may share it."""
-    del fingerprint  # part of the cache key: another corpus at the same path is another file
-    return _Descriptor(path)

@@ -66,6 +66,7 @@ def move(batch: AudioBatch, device: torch.device) -> AudioBatch:
     return batch._replace(
         waveform=batch.waveform.to(device, non_blocking=True),
         sample_ids=batch.sample_ids.to(device, non_blocking=True),
+        codes={name: codes.to(device, non_blocking=True) for name, codes in batch.codes.items()},
     )
 
 

@@ -1,0 +1,286 @@
+"""Tokens of a corpus: integers per frame, in tars beside the audio's, same names, keys and order.
+
+    targets/NAME/index.json        which codec, of which corpus, the shards
+    targets/NAME/members.npy       one row per clip, in the order of the corpus' index
+    targets/NAME/train-000000.tar  KEY.NAME.npy: uint16 (frames, codebooks)
+
+The audio's shards are not touched, so one corpus can carry the tokens of several codecs. A clip's
+tokens start at its first sample and hold its whole frames: ``num_samples // hop_samples`` rows.
+"""
+
+import hashlib
+import io
+import json
+import tarfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import numpy.typing as npt
+
+from etude.data.errors import DataError, InputError
+from etude.data.files import json_bytes, published, read_at, write_bytes
+from etude.data.shards import Corpus, Shard, Split
+from etude.data.tar import walk_members
+
+FORMAT = 1
+
+_INDEX_NAME = "index.json"
+_MEMBERS_NAME = "members.npy"
+_MEMBER = np.dtype(
+    [("offset", "<i8"), ("size", "<i8"), ("crc32", "<u4"), ("shard", "<i4"), ("frames", "<i8")]
+)
+
+Codes = npt.NDArray[np.uint16]
+"""(frames, codebooks)."""
+
+
+@final
+@dataclass(frozen=True)
+class TokenSettings:
+    """What made the tokens."""
+
+    codec: str
+    """Kind of codec, such as ``encodec_24khz``."""
+    weights_sha256: str
+    """Content hash of the codec's weights."""
+    sample_rate: int
+    """Hertz of the audio that was encoded."""
+    hop_samples: int
+    """Samples per frame."""
+    codebooks: int
+    """Integers per frame."""
+    codebook_size: int
+    """Integers lie in [0, codebook_size)."""
+
+
+@final
+@dataclass(frozen=True)
+class Tokens:
+    """An opened token folder. Small and picklable: it travels to data workers as it is."""
+
+    root: Path
+    corpus: Corpus
+    name: str
+    settings: TokenSettings
+    files: tuple[str, ...]
+    version: str
+    """sha256 of the index."""
+
+    def split(self, name: str) -> "SplitTokens":
+        """The tokens of all clips of ``train`` or ``valid``, rows as in the corpus' split."""
+        first = 0
+        for shard in self.corpus.shards:
+            if shard.split == name:
+                break
+            first += shard.samples
+        count = sum(shard.samples for shard in self.corpus.shards if shard.split == name)
+        members = np.load(self.root / _MEMBERS_NAME, mmap_mode="r")[first : first + count]
+        return SplitTokens(self, name, members)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class SplitTokens:
+    """The tokens of one split, by clip number."""
+
+    tokens: Tokens
+    name: str
+    members: npt.NDArray[np.void]
+
+    def __reduce__(self) -> tuple[Callable[[Tokens, str], "SplitTokens"], tuple[Tokens, str]]:
+        # As Split: workers map the file again instead of getting a copy.
+        return Tokens.split, (self.tokens, self.name)
+
+    def frames(self, clip: int) -> int:
+        """Rows of a clip's array, from the index."""
+        return int(self.members[clip]["frames"])
+
+    def place(self, clip: int) -> str:
+        """Shard and member of a clip, for messages."""
+        path = self.tokens.root / self.tokens.files[int(self.members[clip]["shard"])]
+        key = self.tokens.corpus.split(self.name).key(clip)
+        return f"{path}: member {member_name(key, self.tokens.name)}"
+
+    def read(self, clip: int) -> Codes:
+        """All tokens of a clip, uint16 (frames, codebooks), checksum verified.
+
+        :raises DataError: if the bytes are not those that were indexed, or no such array.
+        """
+        row = self.members[clip]
+        path = self.tokens.root / self.tokens.files[int(row["shard"])]
+        try:
+            data = read_at(path, int(row["offset"]), int(row["size"]), version=self.tokens.version)
+        except OSError as error:
+            raise DataError(
+                f"{path}: cannot read at byte {row['offset']} ({error}). Check the disk or mount "
+                "that holds it."
+            ) from error
+        if len(data) != row["size"] or zlib.crc32(data) != row["crc32"]:
+            raise DataError(
+                f"{self.place(clip)} is damaged: the bytes are not the ones that were indexed. "
+                f"Delete {path} and run launch/encode.py again."
+            )
+        codes = parse_codes(data, self.place(clip))
+        if codes.shape[1] != self.tokens.settings.codebooks:
+            raise DataError(
+                f"{self.place(clip)} has {codes.shape[1]} codebooks, but the index says "
+                f"{self.tokens.settings.codebooks}. Delete {self.tokens.root} and encode again."
+            )
+        return codes
+
+
+def tokens_root(corpus: Corpus, name: str) -> Path:
+    """Where the tokens called ``name`` of a corpus lie."""
+    return corpus.root / "targets" / name
+
+
+def member_name(key: str, name: str) -> str:
+    """The member of a clip: the target's name keeps several kinds apart once they are merged."""
+    return f"{key}.{name}.npy"
+
+
+def parse_codes(data: bytes, place: str) -> Codes:
+    """An ``.npy`` file as codes; nothing in it is executed.
+
+    :raises DataError: if it is no uint16 array (frames, codebooks).
+    """
+    try:
+        codes = np.load(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise DataError(f"{place} is no array ({error}). Encode the corpus again.") from error
+    if not isinstance(codes, np.ndarray) or codes.dtype != np.uint16 or codes.ndim != 2:
+        raise DataError(
+            f"{place} must be uint16 (frames, codebooks), but is {getattr(codes, 'dtype', '?')} "
+            f"{getattr(codes, 'shape', '?')}. Encode the corpus again."
+        )
+    return codes
+
+
+def write_token_shard(path: Path, name: str, samples: Iterable[tuple[str, Codes]]) -> None:
+    """Writes one sidecar tar, whole or not at all; equal tokens give equal bytes."""
+    with (
+        published(path) as out,
+        tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+    ):
+        for key, codes in samples:
+            buffer = io.BytesIO()
+            np.save(buffer, codes)
+            member = tarfile.TarInfo(member_name(key, name))
+            member.size = len(buffer.getvalue())
+            member.mode = 0o444
+            buffer.seek(0)
+            tar.addfile(member, buffer)
+
+
+def write_token_index(corpus: Corpus, name: str, settings: TokenSettings) -> Tokens:
+    """Walks all sidecar tars strictly and writes their index: the folder is complete with it.
+
+    :raises DataError: if a tar is damaged or its keys are not the audio's.
+    """
+    root = tokens_root(corpus, name)
+    rows: list[tuple[int, ...]] = []
+    shards: list[dict[str, Any]] = []
+    for number, (shard, keys) in enumerate(shard_keys(corpus)):
+        path = root / shard.file
+        digest = hashlib.sha256()
+        count = 0
+        for member in walk_members(path, digest.update):
+            wanted = member_name(keys[count], name) if count < len(keys) else None
+            if member.name != wanted:
+                raise DataError(
+                    f"{path}: member {member.name!r} where {wanted or 'the end'} should be: the "
+                    f"tokens are not in the order of {shard.file}. Delete {path} and encode again."
+                )
+            frames = len(parse_codes(member.content, f"{path}: member {member.name}"))
+            checksum = zlib.crc32(member.content)
+            rows.append((member.offset, member.size, checksum, number, frames))
+            count += 1
+        if count != len(keys):
+            raise DataError(
+                f"{path}: {count} members, but {shard.file} has {len(keys)} clips. Delete {path} "
+                "and encode again."
+            )
+        size = path.stat().st_size
+        shards.append({"file": shard.file, "bytes": size, "sha256": digest.hexdigest()})
+    buffer = io.BytesIO()
+    np.save(buffer, np.array(rows, dtype=_MEMBER))
+    write_bytes(root / _MEMBERS_NAME, buffer.getvalue())
+    content = {
+        "format": FORMAT,
+        "name": name,
+        "corpus": corpus.fingerprint,
+        **asdict(settings),
+        "frame_rate": settings.sample_rate / settings.hop_samples,
+        "shards": shards,
+    }
+    write_bytes(root / _INDEX_NAME, json_bytes(content))
+    return open_tokens(corpus, name)
+
+
+def shard_keys(corpus: Corpus) -> Iterator[tuple[Shard, list[str]]]:
+    """Every audio shard of a corpus with the keys of its clips, in the index' order."""
+    first: dict[str, int] = {}
+    for shard in corpus.shards:
+        start = first.get(shard.split, 0)
+        first[shard.split] = start + shard.samples
+        split: Split = corpus.split(shard.split)
+        yield shard, [split.key(clip) for clip in range(start, start + shard.samples)]
+
+
+def open_tokens(corpus: Corpus, name: str) -> Tokens:
+    """Opens the tokens ``name`` of a corpus.
+
+    :raises InputError: if there are none.
+    :raises DataError: if they belong to another corpus or their files are not the indexed ones.
+    """
+    root = tokens_root(corpus, name)
+    index = root / _INDEX_NAME
+    if not index.is_file():
+        begun = f" ({root} was begun but is not finished)" if root.is_dir() else ""
+        raise InputError(
+            f"{corpus.root} has no tokens {name!r}{begun}. Make them with `python "
+            f"launch/encode.py {corpus.root} --codec {name} --weights FILE`."
+        )
+    again = f"Delete {root} and encode again."
+    text = index.read_bytes()
+    try:
+        content = json.loads(text)
+        settings = TokenSettings(
+            codec=str(content["codec"]),
+            weights_sha256=str(content["weights_sha256"]),
+            sample_rate=int(content["sample_rate"]),
+            hop_samples=int(content["hop_samples"]),
+            codebooks=int(content["codebooks"]),
+            codebook_size=int(content["codebook_size"]),
+        )
+        shards = [(str(shard["file"]), int(shard["bytes"])) for shard in content["shards"]]
+        version, made_for = content["format"], str(content["corpus"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{index}: not an index that launch/encode.py writes ({error!r}). {again}"
+        ) from error
+    if version != FORMAT:
+        raise DataError(f"{index}: format {version}, but this version reads {FORMAT}. {again}")
+    if made_for != corpus.fingerprint:
+        raise DataError(
+            f"{index}: made for another corpus ({made_for[:12]}) than {corpus.root} is now "
+            f"({corpus.fingerprint[:12]}). {again}"
+        )
+    for file, size in shards:
+        path = root / file
+        found = path.stat().st_size if path.is_file() else None
+        if found != size:
+            have = "missing" if found is None else f"{found} bytes instead of {size}"
+            raise DataError(f"{path}: {have}. Delete {index} and {path}, and encode again.")
+    try:
+        members = np.load(root / _MEMBERS_NAME, mmap_mode="r")
+    except (ValueError, EOFError, OSError) as error:
+        raise DataError(f"{root / _MEMBERS_NAME}: cannot be read ({error}). {again}") from error
+    if members.dtype != _MEMBER or len(members) != sum(s.samples for s in corpus.shards):
+        raise DataError(f"{root / _MEMBERS_NAME}: not one row per clip of the corpus. {again}")
+    digest = hashlib.sha256(text).hexdigest()
+    return Tokens(root, corpus, name, settings, tuple(file for file, _ in shards), digest)
