@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from etude.pretrain.errors import ConfigError
 from etude.pretrain.quantizer import (
     FeatureQuantizer,
     FeatureSettings,
@@ -61,7 +62,7 @@ def fit_kmeans(
 
     :param stream: waveforms (B, T); read once.
     :param iterations: Lloyd iterations.
-    :raises ValueError: if there are fewer frames than clusters.
+    :raises ConfigError: if there are fewer frames than clusters.
     """
     generator = torch.Generator().manual_seed(seed)
     features = build_features(settings)
@@ -72,7 +73,10 @@ def fit_kmeans(
         statistics.add(frames)
         sample.add(frames)
     if statistics.count < clusters:
-        raise ValueError(f"{statistics.count} frames cannot make {clusters} clusters")
+        raise ConfigError(
+            f"{statistics.count} frames cannot make {clusters} clusters: take fewer clusters or "
+            "more audio."
+        )
     mean, scale = statistics.result()
     points = (sample.rows() - mean) / scale
     progress(f"{statistics.count} frames described, {len(points)} of them drawn")

@@ -15,6 +15,7 @@ from etude.models.config import EncoderConfig
 Positive = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 
@@ -23,7 +24,11 @@ class Section(BaseModel):
     """Base of every section: frozen, strict, no unknown keys; docstrings are the documentation."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
     )
 
 
@@ -187,7 +192,7 @@ class OptimConfig(Section):
     """Updates after which the learning rate would reach 0; ``train.max_steps`` if not given.
     A released model may have stopped long before."""
 
-    betas: tuple[Fraction, Fraction] = (0.9, 0.98)
+    betas: tuple[Decay, Decay] = (0.9, 0.98)
     eps: Positive = 1e-6
     weight_decay: NonNegative = 0.01
 

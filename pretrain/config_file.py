@@ -8,7 +8,7 @@ Values are YAML as YAML 1.2 reads numbers: ``lr=3e-4`` is a number here, though 
 import difflib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -28,6 +28,10 @@ class _Loader(yaml.SafeLoader):
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):  # `{{name}}` is a mapping as a key
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key!r} cannot be a key", key_node.start_mark
+                )
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key!r} occurs twice", key_node.start_mark
@@ -36,15 +40,19 @@ class _Loader(yaml.SafeLoader):
         mapping: dict[Any, Any] = super().construct_mapping(node, deep)
         return mapping
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        return int(str(self.construct_scalar(node)).replace("_", ""))  # "010" is ten, not eight
 
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 for _tag, _pattern, _first in (
-    ("bool", r"true|false|True|False", "tfTF"),
-    ("null", r"~|null|", "~n"),
-    ("int", r"[-+]?[0-9][0-9_]*", "-+0123456789"),
-    ("float", r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?", "-+.0123456789"),
+    ("bool", r"true|false|True|False", [*"tfTF"]),
+    ("null", r"~|null|", [*"~n", ""]),  # "": an empty value is null
+    ("int", r"[-+]?[0-9][0-9_]*", [*"-+0123456789"]),
+    ("float", r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?", [*"-+.0123456789"]),
 ):
     _Loader.add_implicit_resolver(
-        f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), [*_first]
+        f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first
     )
 
 
@@ -100,7 +108,11 @@ def _read(path: Path, parents: tuple[Path, ...]) -> tuple[dict[str, Any], dict[s
         )
         hint = f" Did you mean {path.parent / near[0]}?" if near else ""
         raise ConfigError(f"there is no configuration file {path}.{hint}")
-    content = parse_yaml(path.read_text(), str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not text in UTF-8: {error}.") from error
+    content = parse_yaml(text, str(path))
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold `key: value` lines, but holds {content!r}.")
     base = content.pop("base", None)
@@ -123,7 +135,14 @@ def _merge(values: dict[str, Any], changes: Mapping[str, Any]) -> None:
             else:
                 _merge(old, value)
         else:
-            values[key] = value
+            _set(values, key, value)
+
+
+def _set(values: dict[str, Any], key: str, value: Any) -> None:
+    if value is None and isinstance(values.get(key), dict):
+        del values[key]  # `cqt: null` takes a target away
+    else:
+        values[key] = value
 
 
 def _override(values: dict[str, Any], origins: dict[str, str], word: str) -> None:
@@ -138,10 +157,7 @@ def _override(values: dict[str, Any], origins: dict[str, str], word: str) -> Non
         if not isinstance(child, dict):
             raise ConfigError(f"`{word}`: {part} is a value, not a section.")
         node = child
-    if change is None and parts[-1] in node and isinstance(node[parts[-1]], dict):
-        del node[parts[-1]]  # `objective.targets.cqt=null` takes a target away
-    else:
-        node[parts[-1]] = change
+    _set(node, parts[-1], change)
     origins[key] = f"`{word}`"
 
 
@@ -154,31 +170,50 @@ def _validate(values: dict[str, Any], origins: dict[str, str], path: Path) -> Co
     try:
         return Config.model_validate_json(text)
     except ValidationError as error:
-        problems = [_describe(problem, origins, path) for problem in error.errors()]
+        values = json.loads(text)  # as pydantic saw it: every key a string
+        problems = [_describe(problem, values, origins, path) for problem in error.errors()]
         raise ConfigError(" Also: ".join(problems)) from error
 
 
-def _describe(problem: Any, origins: Mapping[str, str], path: Path) -> str:
-    location = [str(part) for part in problem["loc"]]
-    kinds = {"kmeans", "cqt", "codec", "teacher"}
-    # pydantic names the branch of a union in the path; the user's file has no such key.
-    key = ".".join(
-        part
-        for index, part in enumerate(location)
-        if not (part in kinds and index == 3) and not part.startswith(("function-", "constrained"))
-    )
-    where = origins.get(key, str(path))
+def _describe(problem: Any, values: dict[str, Any], origins: Mapping[str, str], path: Path) -> str:
+    parts = _user_path(problem, values)
+    key = ".".join(parts)
+    where = _origin(key, origins) or str(path)
     if problem["type"] == "extra_forbidden":
-        known = _known_keys(location)
-        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+        inside = [origin for other, origin in origins.items() if other.startswith(f"{key}.")]
+        where = inside[0] if inside else where
+        known = _known_keys([str(part) for part in problem["loc"]])
+        near = difflib.get_close_matches(parts[-1], known, n=1, cutoff=0.5)
         hint = f"Did you mean `{near[0]}`?" if near else f"Known here: {', '.join(known)}."
         return f"unknown key `{key}` in {where}. {hint}"
-    if problem["type"] == "missing":
+    if problem["type"] in ("missing", "union_tag_not_found") and isinstance(problem["input"], dict):
         return f"`{key}` is missing in {path}: give it there or as {key}=VALUE."
     message = problem["msg"].removeprefix("Value error, ")
     given = "" if isinstance(problem["input"], dict) else f", but is {problem['input']!r}"
     place = f"`{key}` in {where}: " if key else f"{path}: "
     return f"{place}{message}{given}."
+
+
+def _user_path(problem: Any, values: Any) -> list[str]:
+    """The problem's place as a path of the user's keys: pydantic adds the branches of unions."""
+    parts = []
+    for index, part in enumerate(problem["loc"], start=1):
+        keys = range(len(values)) if isinstance(values, list) else values
+        absent = problem["type"] == "missing" and index == len(problem["loc"])
+        if isinstance(keys, dict | range) and part in keys:
+            values = values[part]
+        elif not (absent and isinstance(keys, dict)):
+            continue
+        parts.append(str(part))
+    if problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        parts.append("kind")
+    return parts
+
+
+def _origin(key: str, origins: Mapping[str, str]) -> str | None:
+    """Where ``key`` was given, by its own name or with a whole section."""
+    sections = [key.rsplit(".", dropped)[0] for dropped in range(key.count(".") + 1)]
+    return next((origins[name] for name in sections if name in origins), None)
 
 
 def _known_keys(location: Sequence[str]) -> list[str]:

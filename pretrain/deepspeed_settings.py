@@ -84,6 +84,8 @@ def deepspeed_settings(config: Config, *, micro_batch: int, ranks: int) -> dict[
             )
         if key not in _OURS:
             old = settings.get(key)
+            if isinstance(old, dict) and not isinstance(value, dict):
+                raise ConfigError(f"deepspeed.{key} must be a mapping, but is {value!r}.")
             settings[key] = {**old, **value} if isinstance(old, dict) else value
     stage = settings["zero_optimization"].get("stage", 0)
     if stage not in (0, 1, 2):
@@ -98,8 +100,8 @@ def _own_settings(config: Config) -> Mapping[str, Any]:
     own: Any = config.deepspeed
     if not isinstance(own, dict):
         try:
-            own = json.loads(own.read_text())
-        except (OSError, json.JSONDecodeError) as error:
+            own = json.loads(own.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:  # ValueError: no JSON, or no text
             raise ConfigError(f"deepspeed: {config.deepspeed} cannot be read: {error}.") from error
         if not isinstance(own, dict):
             raise ConfigError(f"deepspeed: {config.deepspeed} must hold a JSON object.")
