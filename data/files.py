@@ -45,12 +45,15 @@ def read_at(path: Path, offset: int, size: int, *, version: str) -> bytes:
     :param version: what tells this file from another that was at the same path.
     :raises OSError: as the system says.
     """
-    return os.pread(_descriptor(path, version).number, size, offset)
+    # Held by name while it is read: one that the cache has evicted, or that lost a race between
+    # threads to be in it, would be closed as soon as its number is known.
+    descriptor = _descriptor(path, version)
+    return os.pread(descriptor.number, size, offset)
 
 
 @final
 class _Descriptor:
-    """A file descriptor, closed when its last reader lets go, even if evicted under a reader."""
+    """A file descriptor, closed when its last reader lets go."""
 
     def __init__(self, path: Path) -> None:
         self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
