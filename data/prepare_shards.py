@@ -5,7 +5,6 @@ plans the same shards again and writes only those that are missing.
 """
 
 import hashlib
-import io
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Literal, final
 from etude.data.errors import DataError
 from etude.data.files import published
 from etude.data.prepare_track import Clip, Track, clips_path
-from etude.data.tar import BLOCK
+from etude.data.tar import BLOCK, add_member
 
 SplitName = Literal["train", "valid"]
 
@@ -102,8 +101,8 @@ def write_shard(plan: ShardPlan, root: Path, work: Path) -> None:
     ):
         for track, clip in plan.clips:
             audio, metadata = _read_clip(track, clip, work)
-            _add(tar, f"{clip.key}.flac", audio)
-            _add(tar, f"{clip.key}.json", metadata)
+            add_member(tar, f"{clip.key}.flac", audio)
+            add_member(tar, f"{clip.key}.json", metadata)
 
 
 def release_clips(plans: Sequence[ShardPlan], written: int, work: Path) -> None:
@@ -129,13 +128,6 @@ def _read_clip(track: Track, clip: Clip, work: Path) -> tuple[bytes, bytes]:
     with path.open("rb") as file:
         file.seek(offset)
         return file.read(clip.audio_size), file.read(clip.json_size)
-
-
-def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)
-    member.size = len(content)
-    member.mode = 0o444
-    tar.addfile(member, io.BytesIO(content))
 
 
 def _in_tar(size: int) -> int:

@@ -39,6 +39,6 @@ class Progress:
                 self._said = now
         self._done = done
 
-    def advance(self) -> None:
-        """One more."""
-        self.advance_to(self._done + 1)
+    def advance(self, more: int = 1) -> None:
+        """So many more."""
+        self.advance_to(self._done + more)

@@ -8,7 +8,9 @@ the index is built, and refuses all of it.
     -> pairs KEY.flac + KEY.json -> two zero blocks
 """
 
+import io
 import re
+import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +56,14 @@ def header_name(header: bytes) -> str:
     name = header[:100].split(b"\0", 1)[0]
     prefix = header[345:500].split(b"\0", 1)[0] if header[257:262] == b"ustar" else b""
     return (prefix + b"/" + name if prefix else name).decode("utf-8")
+
+
+def add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    """Adds a file without times or owners, so that equal content gives equal bytes."""
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    member.mode = 0o444
+    tar.addfile(member, io.BytesIO(content))
 
 
 def walk_members(path: Path, observe: Callable[[bytes], object] = len) -> Iterator[Member]:

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from etude.data.errors import DataError, InputError
 from etude.data.files import json_bytes, published, read_at, write_bytes
 from etude.data.shards import Corpus, Shard, Split
-from etude.data.tar import walk_members
+from etude.data.tar import add_member, walk_members, walk_pairs
 
 FORMAT = 1
 
@@ -169,11 +169,7 @@ def write_token_shard(path: Path, name: str, samples: Iterable[tuple[str, Codes]
         for key, codes in samples:
             buffer = io.BytesIO()
             np.save(buffer, codes)
-            member = tarfile.TarInfo(member_name(key, name))
-            member.size = len(buffer.getvalue())
-            member.mode = 0o444
-            buffer.seek(0)
-            tar.addfile(member, buffer)
+            add_member(tar, member_name(key, name), buffer.getvalue())
 
 
 def write_token_index(corpus: Corpus, name: str, settings: TokenSettings) -> Tokens:
@@ -219,6 +215,24 @@ def write_token_index(corpus: Corpus, name: str, settings: TokenSettings) -> Tok
     }
     write_bytes(root / _INDEX_NAME, json_bytes(content))
     return open_tokens(corpus, name)
+
+
+def merge_shard(tokens: Tokens, file: str, out: Path) -> None:
+    """Writes one shard with audio, JSON and tokens together, for readers that want one tar."""
+    corpus = tokens.corpus
+    added = {member.name: member.content for member in walk_members(tokens.root / file)}
+    with (
+        published(out / file) as stream,
+        tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+    ):
+        for pair in walk_pairs(corpus.root / file):
+            name = member_name(pair.key, tokens.name)
+            for part, content in (
+                (pair.audio.name, pair.audio.content),
+                (pair.metadata.name, pair.metadata.content),
+                (name, added[name]),
+            ):
+                add_member(tar, part, content)
 
 
 def shard_keys(corpus: Corpus) -> Iterator[tuple[Shard, list[str]]]:

@@ -4,7 +4,7 @@ Defaults are MERT-v1-95M's (yizhilll/MERT, ``config/pretrain/MERT_RVQ-VAE_CQT_95
 ``docs/fidelity.md`` tells which of the released values are known and which are chosen.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -125,6 +125,20 @@ class EncoderConfig(BaseModel):
                 "stack, what one convolution leaves in the padding leaks through the next"
             )
         return self
+
+    free_fields: ClassVar[frozenset[str]] = frozenset(
+        {
+            "dropout",
+            "attention_dropout",
+            "activation_dropout",
+            "projection_dropout",
+            "layer_drop",
+            "feature_grad_scale",
+            "impl",
+            "padding",
+        }
+    )
+    """Settings that may differ between two encoders with the same weights."""
 
     @property
     def grid(self) -> FrameGrid:

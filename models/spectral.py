@@ -10,7 +10,7 @@ import math
 from typing import Literal
 
 import torch
-from nnAudio.features.cqt import CQT1992v2
+from nnAudio.features.cqt import CQT1992v2, CQT2010v2
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchaudio.functional import melscale_fbanks
@@ -19,6 +19,11 @@ from etude.models.frames import FrameGrid
 
 CHROMA_FMIN = 65.4
 """Lowest frequency that counts towards chroma: C2, below which FFT bins are wider than a tone."""
+
+
+CqtAlgorithm = Literal["CQT1992v2", "CQT2010v2"]
+
+_CQT_CLASSES = {"CQT1992v2": CQT1992v2, "CQT2010v2": CQT2010v2}
 
 
 class PowerSpectrum(nn.Module):
@@ -94,12 +99,14 @@ class Chroma(nn.Module):
 
 
 class ConstantQ(nn.Module):
-    """Constant-Q magnitudes by nnAudio's ``CQT1992v2``, (B, T) -> (B, F, bins).
+    """Constant-Q magnitudes by nnAudio, (B, T) -> (B, F, bins).
 
-    The published settings are 336 bins, 48 per octave from 32.7 Hz, linear magnitude
-    (yizhilll/MERT ``mert_model.py``). nnAudio computes them as a dense convolution, which is costly
-    at those settings; fewer bins cost much less.
+    The published settings are 336 bins, 48 per octave from 32.7 Hz, linear magnitude, by
+    ``CQT1992v2`` (yizhilll/MERT ``mert_model.py``), which is a dense convolution with kernels of up
+    to 65,536 taps. ``CQT2010v2`` (Schoerkhuber and Klapuri 2010) computes one octave and halves the
+    rate for the next: cheaper, and less exact. ``docs/cqt.md`` has what each costs and misses.
 
+    :param algorithm: class of nnAudio.
     :param scale: linear magnitudes as published, or ``log(1 + 100 m)``.
     :param level: ``crop`` shifts and scales each crop's spectrum to mean 0 and deviation 1: the
         group-normed front end cannot hear how loud a crop is, so it cannot predict it either.
@@ -114,12 +121,13 @@ class ConstantQ(nn.Module):
         fmin: float,
         scale: Literal["linear", "log"],
         level: Literal["as_is", "crop"] = "as_is",
+        algorithm: CqtAlgorithm = "CQT1992v2",
     ) -> None:
         super().__init__()
         self.grid = grid
         self.scale = scale
         self.level = level
-        self.transform = CQT1992v2(
+        self.transform = _CQT_CLASSES[algorithm](
             sr=grid.sample_rate,
             hop_length=grid.hop_samples,
             fmin=fmin,
@@ -130,8 +138,8 @@ class ConstantQ(nn.Module):
             verbose=False,
         )
         # The kernels follow from the settings: 176 MB at the published ones, not for checkpoints.
-        for name, _ in list(self.transform.named_buffers(recurse=False)):
-            self.transform._non_persistent_buffers_set.add(name)
+        for module in self.transform.modules():
+            module._non_persistent_buffers_set.update(dict(module.named_buffers(recurse=False)))
 
     @torch.no_grad()
     def forward(self, waveform: Tensor) -> Tensor:

@@ -1,96 +1,45 @@
-"""Config to running parts: the one screen where everything meets.
-
-check_inputs   what can be wrong is found before any model is built
-build_objective, build_engine, train
-"""
+"""Config and checked inputs to running parts: the one screen where everything meets."""
 
 import logging
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import assert_never
 
 import torch
 from torch import nn
 
-from etude.data.errors import InputError
 from etude.data.pipeline import held_out_batches, training_batches
 from etude.data.plan import BatchShare, CropPlan
-from etude.data.shards import Corpus, open_corpus
 from etude.models.encoder import Encoder
 from etude.models.spectral import ConstantQ
 from etude.models.weights import load_encoder
 from etude.pretrain.augment import mix_in_batch
 from etude.pretrain.checkpoint import Checkpoints
-from etude.pretrain.config import Config, CqtTargetConfig, KmeansTargetConfig, TargetConfig
+from etude.pretrain.config import (
+    CodecTargetConfig,
+    Config,
+    CqtTargetConfig,
+    KmeansTargetConfig,
+    TargetConfig,
+)
 from etude.pretrain.deepspeed_settings import deepspeed_settings
 from etude.pretrain.distributed import World, sum_over_ranks
 from etude.pretrain.engine import Engine
 from etude.pretrain.errors import ConfigError
 from etude.pretrain.hooks import Hook, MetricsFile, Progress, SaveCheckpoints, Validate
+from etude.pretrain.inputs import Inputs, find_encoder
 from etude.pretrain.masked_prediction import MaskedPrediction, Mixture
 from etude.pretrain.metrics import MetricSums
-from etude.pretrain.quantizer import FeatureQuantizer, load_quantizer
 from etude.pretrain.random import derive
 from etude.pretrain.run_folder import RunFolder, cut_metrics
 from etude.pretrain.schedules import warmup_linear
 from etude.pretrain.stop import StopRequest
 from etude.pretrain.targets.base import Target
+from etude.pretrain.targets.codec import CodecTarget
 from etude.pretrain.targets.cqt import CqtTarget
 from etude.pretrain.targets.kmeans import KmeansTarget
 from etude.pretrain.trainer import Trainer
 
 _log = logging.getLogger(__name__)
-
-_AUTO_MICRO_BATCH = {"cpu": 8, "cuda": 32}
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What a run reads, opened and checked."""
-
-    corpus: Corpus
-    train: CropPlan
-    valid: CropPlan | None
-    quantizers: dict[str, FeatureQuantizer]
-    share: BatchShare
-    notes: tuple[str, ...]
-    """Things that are odd but not wrong."""
-
-
-def check_inputs(config: Config, *, rank: int, ranks: int, device: str) -> Inputs:
-    """Opens the corpus and label files and checks that all fits together.
-
-    :raises ConfigError: if settings and inputs contradict each other.
-    :raises InputError: if the corpus is missing or has no clip as long as a crop.
-    """
-    share = BatchShare(config.train.global_batch, _micro_batch(config, ranks, device), rank, ranks)
-    deepspeed_settings(config, micro_batch=share.micro_batch, ranks=ranks)
-    corpus = open_corpus(config.data.corpus)
-    if corpus.sample_rate != config.model.sample_rate:
-        raise ConfigError(
-            f"the corpus {corpus.root} has {corpus.sample_rate} Hz, but model.sample_rate is "
-            f"{config.model.sample_rate}. Prepare it with `--sample-rate "
-            f"{config.model.sample_rate}`, or set model.sample_rate={corpus.sample_rate}."
-        )
-    if config.init_from is not None:
-        find_encoder(config.init_from)
-    plan = partial(
-        CropPlan,
-        crop_samples=config.crop_samples,
-        hop_samples=config.model.grid.hop_samples,
-        seed=config.seed,
-    )
-    train = plan(corpus.split("train"))
-    valid = _valid_plan(corpus, plan, ranks)
-    return Inputs(
-        corpus=corpus,
-        train=train,
-        valid=valid,
-        quantizers=_load_quantizers(config),
-        share=share,
-        notes=tuple(_notes(config, train, valid, share)),
-    )
 
 
 def build_objective(config: Config, inputs: Inputs) -> MaskedPrediction:
@@ -114,11 +63,13 @@ def build_objective(config: Config, inputs: Inputs) -> MaskedPrediction:
         mixture=_build_mixture(config, inputs.share.micro_batch),
     )
     if config.init_from is not None:
-        loaded = load_encoder(find_encoder(config.init_from))
-        if loaded.config.grid != config.model.grid:
-            raise ConfigError(f"init_from: {config.init_from} has another frame grid than model.")
-        encoder.load_state_dict(loaded.state_dict())
+        encoder.load_state_dict(load_encoder(find_encoder(config.init_from)).state_dict())
     return objective
+
+
+def hours_per_update(config: Config) -> float:
+    """Audio that one update hears, in hours."""
+    return config.train.global_batch * config.data.crop_seconds / 3600
 
 
 def build_engine(objective: nn.Module, config: Config, world: World, share: BatchShare) -> Engine:
@@ -197,25 +148,6 @@ def train(config: Config, inputs: Inputs, world: World, folder: RunFolder) -> Tr
     return trainer
 
 
-def hours_per_update(config: Config) -> float:
-    """Audio that one update hears, in hours."""
-    return config.train.global_batch * config.data.crop_seconds / 3600
-
-
-def find_encoder(path: Path) -> Path:
-    """The folder with the newest encoder of a run, a checkpoint or an encoder folder.
-
-    :raises InputError: if there is none.
-    """
-    for folder in (path, *sorted(path.glob("checkpoints/step-????????"), reverse=True)):
-        if (folder / "encoder.json").is_file():
-            return folder
-    raise InputError(
-        f"{path} holds no encoder: expected a run folder with checkpoints, or a folder with "
-        "encoder.json and encoder.safetensors."
-    )
-
-
 def _hooks(
     config: Config, inputs: Inputs, engine: Engine, world: World, folder: RunFolder
 ) -> list[Hook]:
@@ -252,6 +184,17 @@ def _build_target(name: str, target: TargetConfig, config: Config, inputs: Input
                 final_dim=target.final_dim,
                 temperature=target.temperature,
             )
+        case CodecTargetConfig():
+            stored = target.codec if target.source == "stored" else None
+            return CodecTarget(
+                config.model.dim,
+                codebooks=target.codebooks,
+                codebook_size=inputs.codebook_size(name, target),
+                final_dim=target.final_dim,
+                temperature=target.temperature,
+                stored=stored,
+                tokenizer=None if stored else inputs.codecs[name],
+            )
         case CqtTargetConfig():
             transform = ConstantQ(
                 config.model.grid,
@@ -260,6 +203,7 @@ def _build_target(name: str, target: TargetConfig, config: Config, inputs: Input
                 fmin=target.fmin,
                 scale=target.scale,
                 level=target.level,
+                algorithm=target.algorithm,
             )
             return CqtTarget(transform, config.model.dim, bins=target.bins)
         case _:
@@ -280,76 +224,3 @@ def _build_mixture(config: Config, micro_batch: int) -> Mixture | None:
         max_excerpts=mixture.max_excerpts,
         gain=mixture.gain,
     )
-
-
-def _load_quantizers(config: Config) -> dict[str, FeatureQuantizer]:
-    quantizers = {}
-    for name, target in config.objective.targets.items():
-        if isinstance(target, KmeansTargetConfig):
-            quantizer = load_quantizer(target.centroids)
-            if quantizer.settings.grid != config.model.grid:
-                raise ConfigError(
-                    f"objective.targets.{name}: {target.centroids} was fitted for frames of "
-                    f"{quantizer.settings.grid.frame_rate:g} Hz at "
-                    f"{quantizer.settings.sample_rate} Hz audio, but the model has "
-                    f"{config.model.grid.frame_rate:g} Hz at {config.model.sample_rate} Hz. Fit it "
-                    "anew with launch/cluster.py."
-                )
-            quantizers[name] = quantizer
-    return quantizers
-
-
-def _micro_batch(config: Config, ranks: int, device: str) -> int:
-    total = config.train.global_batch
-    if total % ranks:
-        raise ConfigError(
-            f"train.global_batch ({total}) must be divisible by the number of ranks ({ranks}): "
-            f"take {total - total % ranks or ranks} or {total + ranks - total % ranks}."
-        )
-    per_rank = total // ranks
-    chosen = config.train.micro_batch
-    if chosen == "auto":
-        # Largest divisor that memory should hold; a multiple of the mixture's group if possible.
-        limit = _AUTO_MICRO_BATCH[device]
-        divisors = [n for n in range(1, per_rank + 1) if per_rank % n == 0 and n <= limit]
-        group = config.objective.mixture.group if config.objective.mixture.prob else 1
-        return max(divisors, key=lambda n: (n % group == 0, n))
-    if per_rank % chosen:
-        raise ConfigError(
-            f"train.global_batch ({total}) over {ranks} ranks is {per_rank} crops, which "
-            f"train.micro_batch ({chosen}) must divide: take a global batch of "
-            f"{max(1, per_rank // chosen) * chosen * ranks}, or another micro-batch."
-        )
-    return chosen
-
-
-def _valid_plan(corpus: Corpus, plan: "partial[CropPlan]", ranks: int) -> CropPlan | None:
-    try:
-        valid = plan(corpus.split("valid"))
-    except InputError:
-        # No held-out clip is long enough: training goes on, and a note says what is missing.
-        return None
-    return valid if len(valid.clips) >= ranks else None
-
-
-def _notes(config: Config, train: CropPlan, valid: CropPlan | None, share: BatchShare) -> list[str]:
-    notes = []
-    if config.schedule_steps <= config.optim.warmup_steps:
-        notes.append(
-            f"the warm-up ({config.optim.warmup_steps} updates) is as long as the run or longer: "
-            "the learning rate never reaches its peak."
-        )
-    if train.too_short:
-        notes.append(
-            f"{train.too_short} of {len(train.split)} training clips are shorter than a crop of "
-            f"{config.data.crop_seconds:g} s and are left out."
-        )
-    if valid is None:
-        notes.append("there are fewer held-out clips as long as a crop than ranks: no validation.")
-    mixture = config.objective.mixture
-    if mixture.prob and share.micro_batch % mixture.group:
-        notes.append(
-            f"the in-batch mixture is off: its group ({mixture.group} crops) does not divide the "
-            f"micro-batch ({share.micro_batch})."
-        )
-    return notes

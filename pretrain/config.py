@@ -66,11 +66,39 @@ class KmeansTargetConfig(Section):
     weight: Positive = 1.0
     """Factor of this target's cross-entropy."""
 
-    centroids: Path
-    """File written by ``launch/cluster.py``."""
+    centroids: Path | None = None
+    """File written by ``launch/cluster.py``; ``CORPUS/kmeans-NAME.safetensors`` if not given."""
 
     final_dim: Count = 256
     """Width in which logits are compared (HuBERT base 256)."""
+
+    temperature: Positive = 0.1
+    """Divides the cosine (fairseq's ``logit_temp``)."""
+
+
+class CodecTargetConfig(Section):
+    """Tokens of a neural audio codec, all codebooks at once (MERT-v1)."""
+
+    kind: Literal["codec"]
+
+    weight: Positive = 1.0
+    """Factor of the cross-entropy, which is summed over codebooks."""
+
+    codec: Literal["encodec_24khz"] = "encodec_24khz"
+    """Which codec; stored tokens lie in ``CORPUS/targets/CODEC``."""
+
+    codebooks: Annotated[int, Field(ge=1, le=32)] = 8
+    """Codebooks predicted, from the coarsest on (8: 6 kbit/s)."""
+
+    source: Literal["stored", "online"] = "stored"
+    """``stored``: made by ``launch/encode.py`` from whole tracks; ``online``: each crop is encoded
+    in training, which costs time and differs from stored tokens near a crop's start."""
+
+    weights: Path | None = None
+    """The codec's weights. Needed ``online``; with stored tokens they are checked against them."""
+
+    final_dim: Count = 64
+    """Width per codebook in which logits are compared (MERT 95M 64, 330M 128)."""
 
     temperature: Positive = 0.1
     """Divides the cosine (fairseq's ``logit_temp``)."""
@@ -100,8 +128,13 @@ class CqtTargetConfig(Section):
     """``as_is`` as published, or ``crop``: each crop's spectrum is brought to mean 0 and deviation
     1, since the front end's group norm hides the level from the encoder anyway."""
 
+    algorithm: Literal["CQT1992v2", "CQT2010v2"] = "CQT1992v2"
+    """Class of nnAudio: the published one, or a faster, slightly less exact one (docs/cqt.md)."""
 
-TargetConfig = Annotated[KmeansTargetConfig | CqtTargetConfig, Field(discriminator="kind")]
+
+TargetConfig = Annotated[
+    KmeansTargetConfig | CodecTargetConfig | CqtTargetConfig, Field(discriminator="kind")
+]
 
 
 class MaskConfig(Section):
@@ -227,7 +260,7 @@ class Config(Section):
     """One run."""
 
     run: RunConfig
-    seed: Natural = 1337
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 1337
     """Everything random follows from it: initialisation, order, crops, masks, mixture, dropout."""
 
     data: DataConfig
@@ -266,6 +299,12 @@ class Config(Section):
                 f"({self.data.crop_seconds})"
             )
         for name, target in self.objective.targets.items():
+            if isinstance(target, CodecTargetConfig):
+                if target.source == "online" and target.weights is None:
+                    raise ValueError(
+                        f"objective.targets.{name}: source: online needs weights, the path of the "
+                        "codec's weights"
+                    )
             if isinstance(target, CqtTargetConfig):
                 top = target.fmin * 2 ** ((target.bins - 1) / target.bins_per_octave)
                 if top >= self.model.sample_rate / 2:
@@ -285,6 +324,12 @@ class Config(Section):
     def schedule_steps(self) -> int:
         """Length of the learning rate's schedule in updates."""
         return self.optim.schedule_steps or self.train.max_steps
+
+    def centroids(self, name: str) -> Path:
+        """The k-means file of the target ``name``."""
+        target = self.objective.targets[name]
+        assert isinstance(target, KmeansTargetConfig)
+        return target.centroids or self.data.corpus / f"kmeans-{name}.safetensors"
 
     @property
     def crop_samples(self) -> int:

@@ -222,12 +222,15 @@ def _known_keys(location: Sequence[str]) -> list[str]:
         field = model.model_fields.get(part)
         candidates = [] if field is None else [field.annotation, *_nested(field.annotation)]
         found = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
-        if part in {"kmeans", "cqt"}:
-            found = [c for c in found_targets() if c.model_fields["kind"].annotation is not None]
-            found = [c for c in found if part in get_args(c.model_fields["kind"].annotation)]
+        found = [c for c in found_targets() if _kind(c) == part] or found
         if found:
             model = found[0]
     return list(model.model_fields)
+
+
+def _kind(target: type[BaseModel]) -> str:
+    kind: str = get_args(target.model_fields["kind"].annotation)[0]
+    return kind
 
 
 def found_targets() -> list[type[BaseModel]]:

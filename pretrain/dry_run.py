@@ -6,20 +6,21 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from etude.data.pipeline import collate, read_crop
-from etude.pretrain.assemble import Inputs, build_objective, hours_per_update
+from etude.pretrain.assemble import build_objective, hours_per_update
 from etude.pretrain.config import Config
 from etude.pretrain.config_file import dump_yaml
-from etude.pretrain.metrics import LabelCounts, MetricSums
+from etude.pretrain.inputs import Inputs
+from etude.pretrain.label_check import check_labels
 from etude.pretrain.run_folder import RunFolder, read_metrics
-
-_LABEL_CROPS = 32
 
 
 def describe_run(
     config: Config, inputs: Inputs, folder: RunFolder, device: torch.device
 ) -> Iterator[str]:
-    """Lines of the report; building the model and reading a few crops is all that is run."""
+    """Lines of the report; building the model and checking the labels is all that is run.
+
+    :raises DataError: if the labels cannot be right.
+    """
     yield dump_yaml(config).rstrip()
     yield ""
     objective = build_objective(config, inputs)
@@ -47,7 +48,9 @@ def describe_run(
     heard = hours * config.train.max_steps
     yield f"  audio heard                 {heard:,.1f} h, {epochs:,.1f} crops per clip"
     yield f"  time to the end             {_time_left(config, folder)}"
-    yield from _labels(objective, inputs)
+    yield "labels"
+    for line in check_labels(config, inputs):
+        yield f"  {line}"
     for note in inputs.notes:
         yield f"note: {note}"
     yield "dry run: all checks passed, nothing was trained"
@@ -93,17 +96,3 @@ def _time_left(config: Config, folder: RunFolder) -> str:
     return (
         f"{hours:,.2f} h at the {statistics.median(speeds):.1f} crops/s measured in {folder.path}"
     )
-
-
-@torch.no_grad()
-def _labels(objective: nn.Module, inputs: Inputs) -> Iterator[str]:
-    """One forward pass over a few crops: are they read, and do the labels vary?"""
-    crops = [read_crop(inputs.train, position) for position in range(_LABEL_CROPS)]
-    objective.eval()
-    sums = MetricSums()
-    for first in range(0, _LABEL_CROPS, 8):
-        output = objective(collate(crops[first : first + 8], update=0))
-        sums.add({k: v for k, v in output.metrics.items() if isinstance(v, LabelCounts)})
-    yield f"labels on {_LABEL_CROPS} crops"
-    for name, value in sorted(sums.results().items()):
-        yield f"  {name:<40}{value:.3f}"

@@ -84,7 +84,7 @@ class MaskedPrediction(nn.Module):
         )
         hidden_BMD = _rows(output.last, mask.index_BM)
 
-        context = FrameContext(clean, num_frames)
+        context = FrameContext(clean, num_frames, batch.codes)
         loss = clean.new_zeros(())
         metrics: dict[str, Metric] = {}
         for name, target in self.targets.items():

@@ -38,7 +38,23 @@ class LabelCounts:
     """Float (classes,)."""
 
 
-Metric = Mean | LabelCounts
+@dataclass(frozen=True)
+class Spread:
+    """Moments of vectors: gives the error of always predicting their mean, a constant's score."""
+
+    moments: Tensor
+    """Count, sums and sums of squares, (1 + 2 D,)."""
+
+    @staticmethod
+    def of(vectors: Tensor) -> "Spread":
+        """The moments of ``vectors`` (N, D)."""
+        # In float32 the difference of two large sums would lose a small variance.
+        wide = vectors.detach().double()
+        count = wide.new_full((1,), len(wide))
+        return Spread(torch.cat([count, wide.sum(dim=0), wide.square().sum(dim=0)]))
+
+
+Metric = Mean | LabelCounts | Spread
 
 
 class MetricSums:
@@ -51,10 +67,13 @@ class MetricSums:
     def add(self, metrics: Mapping[str, Metric]) -> None:
         """Adds one micro-batch's metrics; stays on their device."""
         for name, metric in metrics.items():
-            if isinstance(metric, Mean):
-                value = torch.stack([metric.total.double(), metric.count.double()])
-            else:
-                value = metric.counts.double()
+            match metric:
+                case Mean():
+                    value = torch.stack([metric.total.double(), metric.count.double()])
+                case LabelCounts():
+                    value = metric.counts.double()
+                case Spread():
+                    value = metric.moments
             self._kinds[name] = type(metric)
             self._sums[name] = self._sums[name] + value if name in self._sums else value
 
@@ -75,11 +94,14 @@ class MetricSums:
         return float(self._sums[name][1])
 
     def results(self) -> dict[str, float]:
-        """Means by name; ``T/labels`` counts give ``T/majority_rate`` and ``T/unigram_entropy``."""
+        """Values by name; counts ``T/labels`` give ``T/majority_rate``, ``T/unigram_entropy``."""
         results: dict[str, float] = {}
         for name, value in self._sums.items():
             if self._kinds[name] is Mean:
                 results[name] = float(value[0] / value[1])
+            elif self._kinds[name] is Spread:
+                mean, square = (value[1:] / value[0]).chunk(2)
+                results[name] = float((square - mean.square()).mean())
             else:
                 share = value / value.sum()
                 target = name.rpartition("/")[0]

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -17,6 +18,9 @@ class FrameContext(NamedTuple):
 
     num_frames: int
     """Frames that the encoder makes of it."""
+
+    codes: Mapping[str, Tensor] = MappingProxyType({})
+    """Stored tokens by the codec's name, int64 (B, >= num_frames, K), aligned to the frames."""
 
 
 class TargetLoss(NamedTuple):

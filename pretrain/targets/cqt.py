@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from etude.models.spectral import ConstantQ
-from etude.pretrain.metrics import Mean
+from etude.pretrain.metrics import Mean, Spread
 from etude.pretrain.targets.base import FrameContext, Target, TargetLoss
 
 
@@ -27,13 +27,12 @@ class CqtTarget(Target):
         loss = F.mse_loss(predicted, target_BM)
         frames = target_BM.shape[0] * target_BM.shape[1]
         copied = F.mse_loss(copied_BM, target_BM)
-        # The best constant is the mean spectrum: its error is the variance over frames.
-        variance = target_BM.flatten(0, 1).var(dim=0, correction=0).mean()
         return TargetLoss(
             loss,
             {
                 "loss": Mean.of(loss, frames),
                 "copy_loss": Mean.of(copied, frames),
-                "variance": Mean.of(variance, frames),
+                # The best constant is the mean spectrum: its error is the variance over frames.
+                "variance": Spread.of(target_BM.flatten(0, 1)),
             },
         )

@@ -4,6 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from etude.pretrain.metrics import LabelCounts, Mean, Metric
+from etude.pretrain.targets.cosine_loss import CosineLoss, cosine_cross_entropy
+
 
 class CosineHead(nn.Module):
     """Cosine similarity to learned class embeddings, over a temperature, for K codebooks at once.
@@ -25,10 +28,41 @@ class CosineHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """``hidden`` (N, D) to logits (K, N, V), float32."""
+        projected, classes = self._unit_vectors(hidden)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return torch.bmm(projected, classes.transpose(1, 2)) / self.temperature
+
+    def loss(self, hidden: Tensor, labels: Tensor) -> CosineLoss:
+        """Cross-entropy and accuracy per codebook, without keeping any logits.
+
+        :param hidden: (N, D).
+        :param labels: int64 (N, K).
+        """
+        projected, classes = self._unit_vectors(hidden)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return cosine_cross_entropy(projected, classes, labels, temperature=self.temperature)
+
+    def _unit_vectors(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         codebooks, _, final_dim = self.embedding.shape
         projected = self.projection(hidden).view(-1, codebooks, final_dim).transpose(0, 1)
         # Float32 from here on: cosines over 0.1 in bfloat16 would be steps of 0.04 nats.
-        with torch.autocast(hidden.device.type, enabled=False):
-            projected = F.normalize(projected.float(), dim=-1)
-            classes = F.normalize(self.embedding.float(), dim=-1)
-            return torch.bmm(projected, classes.transpose(1, 2)) / self.temperature
+        return F.normalize(projected.float(), dim=-1), F.normalize(self.embedding.float(), dim=-1)
+
+
+def classification_metrics(
+    loss: Tensor, accuracy: Tensor, labels_BM: Tensor, copied_BM: Tensor, *, classes: int
+) -> dict[str, Metric]:
+    """What is reported of one codebook, beside what costs nothing on the same frames.
+
+    :param loss: mean cross-entropy over the frames.
+    :param accuracy: share of right answers.
+    :param labels_BM: int64 (B, M).
+    :param copied_BM: the label at the nearest visible frame of each.
+    """
+    frames = labels_BM.numel()
+    return {
+        "loss": Mean.of(loss, frames),
+        "accuracy": Mean.of(accuracy, frames),
+        "copy_accuracy": Mean.of((labels_BM == copied_BM).float().mean(), frames),
+        "labels": LabelCounts(torch.bincount(labels_BM.flatten(), minlength=classes).float()),
+    }

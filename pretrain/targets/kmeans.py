@@ -4,14 +4,11 @@ The centroids come from ``launch/cluster.py``; the file also holds how the featu
 that training cannot compute them differently.
 """
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from etude.pretrain.metrics import LabelCounts, Mean
 from etude.pretrain.quantizer import FeatureQuantizer
 from etude.pretrain.targets.base import FrameContext, Target, TargetLoss
-from etude.pretrain.targets.heads import CosineHead
+from etude.pretrain.targets.heads import CosineHead, classification_metrics
 
 
 class KmeansTarget(Target):
@@ -34,19 +31,11 @@ class KmeansTarget(Target):
 
     def loss(self, hidden_BMD: Tensor, target_BM: Tensor, copied_BM: Tensor) -> TargetLoss:
         """Cross-entropy, accuracy, and what costs nothing: label counts, copying a neighbour."""
-        logits = self.head(hidden_BMD.flatten(0, 1))[0]
-        labels = target_BM.flatten()
-        loss = F.cross_entropy(logits, labels)
-        with torch.no_grad():
-            correct = (logits.argmax(dim=-1) == labels).float().mean()
-            copied = (target_BM == copied_BM).float().mean()
-            counts = torch.bincount(labels, minlength=self.classes).float()
+        compared = self.head.loss(hidden_BMD.flatten(0, 1), target_BM.reshape(-1, 1))
+        loss = compared.loss[0]
         return TargetLoss(
             loss,
-            {
-                "loss": Mean.of(loss, labels.numel()),
-                "accuracy": Mean.of(correct, labels.numel()),
-                "copy_accuracy": Mean.of(copied, labels.numel()),
-                "labels": LabelCounts(counts),
-            },
+            classification_metrics(
+                loss, compared.accuracy[0], target_BM, copied_BM, classes=self.classes
+            ),
         )

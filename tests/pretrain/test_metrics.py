@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from etude.pretrain.metrics import LabelCounts, Mean, MetricSums
+from etude.pretrain.metrics import LabelCounts, Mean, MetricSums, Spread
 
 SPLITS = [[1000], [1, 999], [300, 17, 683]]
 
@@ -50,3 +50,13 @@ def test_sums_of_ranks_add_up_by_name_in_whatever_order_they_were_added() -> Non
 def test_a_metric_holds_no_graph() -> None:
     value = torch.tensor(2.0, requires_grad=True)
     assert not Mean.of(value * 3).total.requires_grad
+
+
+@pytest.mark.parametrize("sizes", SPLITS)
+def test_a_spread_is_the_error_of_predicting_the_mean_of_all(sizes: list[int]) -> None:
+    vectors = 50 + torch.randn(1000, 3, generator=torch.Generator().manual_seed(0))
+    sums = MetricSums()
+    for part in vectors.split(sizes):
+        sums.add({"t/variance": Spread.of(part)})
+    error = (vectors.double() - vectors.double().mean(dim=0)).square().mean()
+    assert sums.results()["t/variance"] == pytest.approx(float(error), rel=1e-9)

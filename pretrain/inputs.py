@@ -1,0 +1,258 @@
+"""What a run reads, opened and checked: whatever can be wrong is found before a model is built."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from etude.data.errors import InputError
+from etude.data.plan import BatchShare, CropPlan
+from etude.data.shards import Corpus, open_corpus
+from etude.data.tokens import Tokens, open_tokens
+from etude.models.config import EncoderConfig
+from etude.models.weights import load_encoder_config
+from etude.pretrain.config import CodecTargetConfig, Config, KmeansTargetConfig
+from etude.pretrain.deepspeed_settings import deepspeed_settings
+from etude.pretrain.errors import ConfigError
+from etude.pretrain.quantizer import FeatureQuantizer, load_quantizer
+
+if TYPE_CHECKING:
+    from etude.pretrain.codec import Codec
+
+_AUTO_MICRO_BATCH = {"cpu": 8, "cuda": 32}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run reads, opened and checked."""
+
+    corpus: Corpus
+    train: CropPlan
+    valid: CropPlan | None
+    quantizers: dict[str, FeatureQuantizer]
+    tokens: dict[str, Tokens]
+    """Stored tokens by the codec's name."""
+    codecs: "dict[str, Codec]"
+    """Codecs whose weights were given, by the target's name."""
+    share: BatchShare
+    notes: tuple[str, ...]
+    """Things that are odd but not wrong."""
+
+    def codebook_size(self, name: str, target: CodecTargetConfig) -> int:
+        """Classes per codebook of the target ``name``."""
+        if target.source == "stored":
+            return self.tokens[target.codec].settings.codebook_size
+        return self.codecs[name].codebook_size
+
+
+def check_inputs(config: Config, *, rank: int, ranks: int, device: str) -> Inputs:
+    """Opens the corpus and label files and checks that all fits together.
+
+    :raises ConfigError: if settings and inputs contradict each other.
+    :raises InputError: if the corpus is missing or has no clip as long as a crop.
+    """
+    share = BatchShare(config.train.global_batch, _micro_batch(config, ranks, device), rank, ranks)
+    deepspeed_settings(config, micro_batch=share.micro_batch, ranks=ranks)
+    corpus = open_corpus(config.data.corpus)
+    if corpus.sample_rate != config.model.sample_rate:
+        raise ConfigError(
+            f"the corpus {corpus.root} has {corpus.sample_rate} Hz, but model.sample_rate is "
+            f"{config.model.sample_rate}. Prepare it with `--sample-rate "
+            f"{config.model.sample_rate}`, or set model.sample_rate={corpus.sample_rate}."
+        )
+    if config.init_from is not None:
+        _check_start(config, config.init_from)
+    codecs = _load_codecs(config)
+    tokens = _open_tokens(config, corpus, codecs)
+    train = _plan(config, corpus, tokens, "train")
+    valid = _valid_plan(config, corpus, tokens, ranks)
+    return Inputs(
+        corpus=corpus,
+        train=train,
+        valid=valid,
+        quantizers=_load_quantizers(config),
+        tokens=tokens,
+        codecs=codecs,
+        share=share,
+        notes=tuple(_notes(config, train, valid, share)),
+    )
+
+
+def find_encoder(path: Path) -> Path:
+    """The folder with the newest encoder of a run, a checkpoint or an encoder folder.
+
+    :raises InputError: if there is none.
+    """
+    for folder in (path, *sorted(path.glob("checkpoints/step-????????"), reverse=True)):
+        if (folder / "encoder.json").is_file():
+            return folder
+    raise InputError(
+        f"{path} holds no encoder: expected a run folder with checkpoints, or a folder with "
+        "encoder.json and encoder.safetensors."
+    )
+
+
+def _load_quantizers(config: Config) -> dict[str, FeatureQuantizer]:
+    quantizers = {}
+    for name, target in config.objective.targets.items():
+        if isinstance(target, KmeansTargetConfig):
+            path = config.centroids(name)
+            quantizer = load_quantizer(path)
+            if quantizer.settings.grid != config.model.grid:
+                raise ConfigError(
+                    f"objective.targets.{name}: {path} was fitted for frames of "
+                    f"{quantizer.settings.grid.frame_rate:g} Hz at "
+                    f"{quantizer.settings.sample_rate} Hz audio, but the model has "
+                    f"{config.model.grid.frame_rate:g} Hz at {config.model.sample_rate} Hz. Fit it "
+                    "anew with launch/cluster.py."
+                )
+            quantizers[name] = quantizer
+    return quantizers
+
+
+def _micro_batch(config: Config, ranks: int, device: str) -> int:
+    total = config.train.global_batch
+    if total % ranks:
+        raise ConfigError(
+            f"train.global_batch ({total}) must be divisible by the number of ranks ({ranks}): "
+            f"take {total - total % ranks or ranks} or {total + ranks - total % ranks}."
+        )
+    per_rank = total // ranks
+    chosen = config.train.micro_batch
+    if chosen == "auto":
+        # Largest divisor that memory should hold; a multiple of the mixture's group if possible.
+        limit = _AUTO_MICRO_BATCH[device]
+        divisors = [n for n in range(1, per_rank + 1) if per_rank % n == 0 and n <= limit]
+        group = config.objective.mixture.group if config.objective.mixture.prob else 1
+        return max(divisors, key=lambda n: (n % group == 0, n))
+    if per_rank % chosen:
+        raise ConfigError(
+            f"train.global_batch ({total}) over {ranks} ranks is {per_rank} crops, which "
+            f"train.micro_batch ({chosen}) must divide: take a global batch of "
+            f"{max(1, per_rank // chosen) * chosen * ranks}, or another micro-batch."
+        )
+    return chosen
+
+
+def _check_start(config: Config, start: Path) -> None:
+    """Whether the weights of ``init_from`` fit: all that gives them their shapes must be equal."""
+    folder = find_encoder(start)
+    try:
+        old = load_encoder_config(folder)
+    except ValueError as error:
+        raise ConfigError(f"init_from: {error}") from error
+    shaping = EncoderConfig.model_fields.keys() - EncoderConfig.free_fields
+    different = [
+        f"{key} (there {getattr(old, key)!r}, here {getattr(config.model, key)!r})"
+        for key in sorted(shaping)
+        if getattr(old, key) != getattr(config.model, key)
+    ]
+    if different:
+        raise ConfigError(
+            f"init_from: the encoder in {folder} has another shape than model: "
+            f"{'; '.join(different)}. Take its settings."
+        )
+
+
+def _plan(config: Config, corpus: Corpus, tokens: dict[str, Tokens], split: str) -> CropPlan:
+    return CropPlan(
+        corpus.split(split),
+        crop_samples=config.crop_samples,
+        hop_samples=config.model.grid.hop_samples,
+        seed=config.seed,
+        tokens={name: opened.split(split) for name, opened in tokens.items()},
+    )
+
+
+def _valid_plan(
+    config: Config, corpus: Corpus, tokens: dict[str, Tokens], ranks: int
+) -> CropPlan | None:
+    try:
+        valid = _plan(config, corpus, tokens, "valid")
+    except InputError:
+        # No held-out clip is long enough: training goes on, and a note says what is missing.
+        return None
+    # A rank without a crop would have nothing to add to the sum that the others wait for.
+    return valid if min(len(valid.clips), config.data.max_valid_crops) >= ranks else None
+
+
+def _load_codecs(config: Config) -> "dict[str, Codec]":
+    given = {
+        name: target
+        for name, target in config.objective.targets.items()
+        if isinstance(target, CodecTargetConfig) and target.weights is not None
+    }
+    if not given:
+        return {}
+    # Imported here: a run on stored tokens needs no codec.
+    from etude.pretrain.codec import load_codec
+
+    codecs = {}
+    for name, target in given.items():
+        assert target.weights is not None
+        codec = load_codec(target.weights, kind=target.codec)
+        _check_frames(config, name, target, codec.sample_rate, codec.hop_samples)
+        if target.codebooks > codec.num_codebooks:
+            raise ConfigError(
+                f"objective.targets.{name}.codebooks is {target.codebooks}, but {target.codec} "
+                f"makes {codec.num_codebooks}."
+            )
+        codecs[name] = codec
+    return codecs
+
+
+def _open_tokens(config: Config, corpus: Corpus, codecs: "dict[str, Codec]") -> dict[str, Tokens]:
+    opened: dict[str, Tokens] = {}
+    for name, target in config.objective.targets.items():
+        if not isinstance(target, CodecTargetConfig) or target.source != "stored":
+            continue
+        tokens = open_tokens(corpus, target.codec)
+        settings = tokens.settings
+        _check_frames(config, name, target, settings.sample_rate, settings.hop_samples)
+        if target.codebooks > settings.codebooks:
+            raise ConfigError(
+                f"objective.targets.{name}.codebooks is {target.codebooks}, but {tokens.root} has "
+                f"{settings.codebooks}."
+            )
+        if name in codecs and codecs[name].weights_sha256 != settings.weights_sha256:
+            raise ConfigError(
+                f"{tokens.root} was made by other weights ({settings.weights_sha256[:12]}) than "
+                f"objective.targets.{name}.weights ({codecs[name].weights_sha256[:12]}). Give the "
+                "weights it was made with, or encode the corpus again."
+            )
+        opened[target.codec] = tokens
+    return opened
+
+
+def _check_frames(
+    config: Config, name: str, target: CodecTargetConfig, sample_rate: int, hop_samples: int
+) -> None:
+    grid = config.model.grid
+    if (sample_rate, hop_samples) != (grid.sample_rate, grid.hop_samples):
+        raise ConfigError(
+            f"objective.targets.{name}: {target.codec} makes a frame of {hop_samples} samples at "
+            f"{sample_rate} Hz, but the model one of every {grid.hop_samples} at "
+            f"{grid.sample_rate} Hz: they must be the same."
+        )
+
+
+def _notes(config: Config, train: CropPlan, valid: CropPlan | None, share: BatchShare) -> list[str]:
+    notes = []
+    if config.schedule_steps <= config.optim.warmup_steps:
+        notes.append(
+            f"the warm-up ({config.optim.warmup_steps} updates) is as long as the run or longer: "
+            "the learning rate never reaches its peak."
+        )
+    if train.too_short:
+        notes.append(
+            f"{train.too_short} of {len(train.split)} training clips are shorter than a crop of "
+            f"{config.data.crop_seconds:g} s and are left out."
+        )
+    if valid is None:
+        notes.append("there are fewer held-out crops than ranks: no validation.")
+    mixture = config.objective.mixture
+    if mixture.prob and share.micro_batch % mixture.group:
+        notes.append(
+            f"the in-batch mixture is off: its group ({mixture.group} crops) does not divide the "
+            f"micro-batch ({share.micro_batch})."
+        )
+    return notes
