@@ -5,9 +5,14 @@ An exception that is meant for the user carries ``exit_status`` (``etude.data.er
 """
 
 import os
+import signal
 import sys
+import time
 from collections.abc import Callable
 from typing import NoReturn
+
+_PATIENCE_SECONDS = 10.0
+"""How long a failed rank waits for local rank 0 to fail too."""
 
 
 def print_error(message: str) -> None:
@@ -28,4 +33,14 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         if status is None:
             raise
         print_error(str(error))
+        if status != 75:
+            _wait_for_local_rank_0()
     sys.exit(status)
+
+
+def _wait_for_local_rank_0() -> None:
+    # A launcher ends all ranks as soon as one has failed. If that was another than local rank 0,
+    # which may only just be coming to the same error, nobody would have told the user.
+    if int(os.environ.get("LOCAL_RANK", "0")) != 0:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(_PATIENCE_SECONDS)

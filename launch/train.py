@@ -5,16 +5,21 @@ run.dir continues from the newest valid checkpoint.
 """
 
 import argparse
-import sys
+import signal
 from pathlib import Path
+from types import FrameType
 
 from etude.launch.cli import run
 from etude.pretrain.config_file import dump_yaml, load_config
+from etude.pretrain.launchers import follow_launchers
 
 
 def main() -> int:
     """Reads the config, checks the inputs, trains."""
     arguments = _parse()
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, _interrupt)  # until training has begun and can be saved
+    follow_launchers()
     config = load_config(arguments.config, arguments.overrides)
     if arguments.print_config:
         print(dump_yaml(config), end="")
@@ -44,7 +49,12 @@ def _parse() -> argparse.Namespace:
     )
     # The deepspeed launcher adds it; the environment already says so.
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
-    return parser.parse_args(sys.argv[1:])
+    # Intermixed: a setting may also follow an option.
+    return parser.parse_intermixed_args()
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

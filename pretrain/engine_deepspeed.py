@@ -22,6 +22,7 @@ import deepspeed  # noqa: E402
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine  # noqa: E402
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler  # noqa: E402
 from deepspeed.runtime.zero.config import ZeroStageEnum  # noqa: E402
+from deepspeed.runtime.zero.utils import ZeRORuntimeException  # noqa: E402
 from deepspeed.utils.tensor_fragment import fragment_address  # noqa: E402
 
 _TAG = "engine"
@@ -98,9 +99,10 @@ class DeepSpeedEngine:
         """
         try:
             loaded, _ = self._engine.load_checkpoint(str(folder), tag=_TAG)
-        except (RuntimeError, AssertionError, ValueError, KeyError) as error:
+        except (ZeRORuntimeException, RuntimeError, AssertionError, ValueError, KeyError) as error:
+            cause = str(error).rstrip(".")
             raise CheckpointError(
-                f"{folder} cannot be continued from: {error}. With ZeRO stage {self._stage} the "
+                f"{folder} cannot be continued from: {cause}. With ZeRO stage {self._stage} the "
                 "number of ranks must be the one it was saved with; stage 0 takes any."
             ) from error
         if loaded is None:

@@ -40,7 +40,15 @@ class MetricsFile(Hook):
 
     def __init__(self, path: Path, tensorboard: Path | None) -> None:
         self._file = path.open("a", buffering=1)
-        self._writer = SummaryWriter(str(tensorboard)) if tensorboard else None  # type: ignore[no-untyped-call]
+        self._tensorboard = tensorboard
+        self._writer: SummaryWriter | None = None
+
+    def start(self, trainer: "Trainer") -> None:
+        """What an interrupted run wrote after the checkpoint is hidden: it comes again."""
+        if self._tensorboard is not None:
+            self._writer = SummaryWriter(  # type: ignore[no-untyped-call]
+                str(self._tensorboard), purge_step=trainer.step + 1
+            )
 
     def logged(self, trainer: "Trainer", values: Mapping[str, float]) -> None:
         """One line of JSON per log interval."""

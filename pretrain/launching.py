@@ -7,11 +7,15 @@ from pathlib import Path
 import torch
 from torch import distributed as dist
 
-from etude.pretrain.assemble import Inputs, check_inputs, train
+from etude.pretrain.assemble import train
+from etude.pretrain.checkpoint import find_damage
 from etude.pretrain.config import Config
 from etude.pretrain.distributed import World, complete_environment, current_world
 from etude.pretrain.dry_run import describe_run
+from etude.pretrain.inputs import Inputs, check_inputs
+from etude.pretrain.label_check import check_labels
 from etude.pretrain.run_folder import RunFolder
+from etude.pretrain.stop import ignore_signals
 
 _log = logging.getLogger("etude")
 
@@ -37,6 +41,8 @@ def train_run(config: Config) -> int:
         _log.warning("%s", note)
     code, reason, step = 1, "failed", 0
     try:
+        for line in check_labels(config, inputs):
+            _log.info("labels: %s", line)
         trainer = train(config, inputs, world, folder)
         code, reason, step = 0, "done", trainer.step
     except KeyboardInterrupt:
@@ -46,14 +52,15 @@ def train_run(config: Config) -> int:
         code, reason = getattr(error, "exit_status", 1), str(error) or type(error).__name__
         raise
     finally:
+        ignore_signals()  # a launcher signals all ranks as soon as one of them is gone
         if world.is_main:
-            newest = sorted(folder.checkpoints.glob("step-????????"))[-1:]
+            newest = _newest_checkpoint(folder, trusted=code in (0, 75))
             folder.write_exit(
                 code=code,
                 reason=reason,
                 step=step or _step_of(newest),
                 rank=world.rank,
-                checkpoint=newest[0] if newest else None,
+                checkpoint=newest,
             )
         if dist.is_initialized() and code in (0, 75):
             dist.destroy_process_group()
@@ -85,5 +92,10 @@ def _start_log(path: Path, world: World) -> None:
     torch.set_float32_matmul_precision("high")
 
 
-def _step_of(newest: list[Path]) -> int:
-    return int(newest[0].name.removeprefix("step-")) if newest else 0
+def _newest_checkpoint(folder: RunFolder, *, trusted: bool) -> Path | None:
+    found = sorted(folder.checkpoints.glob("step-????????"), reverse=True)
+    return next((path for path in found if trusted or find_damage(path) is None), None)
+
+
+def _step_of(checkpoint: Path | None) -> int:
+    return 0 if checkpoint is None else int(checkpoint.name.removeprefix("step-"))

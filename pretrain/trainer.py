@@ -65,7 +65,7 @@ class Trainer:
         self._objective = objective
         self._batches = batches
         self._schedule = schedule
-        self._hooks = [*hooks, saver]
+        self._hooks = hooks
         self._saver = saver
         self._stop = stop
         self._seed = seed
@@ -100,6 +100,8 @@ class Trainer:
                     hook.step_end(self)
                 if self.step % self._log_every == 0 or self._reported:
                     self._log()
+                # After the log: a run that continues from here does not write this line again.
+                self._saver.step_end(self)
                 if self._stop.agreed() and self.step < self._max_steps:
                     self._saver.save(self)
                     raise PreemptedError(

@@ -1,0 +1,63 @@
+"""The death of whatever launched this process is a request to stop, as SIGTERM is.
+
+The `deepspeed` command dies of SIGTERM without telling its ranks, which would train on unseen. So
+each rank watches the chain of launchers above it. No torch here: the watch begins before anything
+slow is imported, while the chain is still whole.
+"""
+
+import logging
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+_log = logging.getLogger(__name__)
+
+_LAUNCHERS = ("deepspeed", "torchrun", "torch.distributed", "srun")
+_WATCH_SECONDS = 1.0
+
+
+def follow_launchers() -> None:
+    """Sends this process SIGTERM once a launcher above it is gone."""
+    launchers = _launchers_above()
+    if launchers:
+        threading.Thread(target=_watch, args=(launchers,), daemon=True).start()
+
+
+def _watch(launchers: list[tuple[int, str]]) -> None:
+    while True:
+        for pid, started in launchers:
+            if _start_time(pid) != started:
+                _log.warning("the launcher (process %d) is gone: stopping", pid)
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+        time.sleep(_WATCH_SECONDS)
+
+
+def _launchers_above() -> list[tuple[int, str]]:
+    """Launcher processes among our ancestors, as (pid, start time): a pid alone can be reused."""
+    found = []
+    pid = os.getppid()
+    while pid > 1:
+        try:
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+            parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            break
+        if not any(name in command for name in _LAUNCHERS):
+            break
+        started = _start_time(pid)
+        if started is not None:
+            found.append((pid, started))
+        pid = parent
+    return found
+
+
+def _start_time(pid: int) -> str | None:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    # A zombie is gone as well: its parent merely has not asked yet.
+    return None if stat[0] == "Z" else stat[19]
