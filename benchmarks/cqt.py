@@ -53,7 +53,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, librosa {librosa.__version__}, ", end="")
     print(f"{torch.get_num_threads()} thread(s), {options.crops} crops, {options.rounds} rounds")
     print(
-        "| algorithm | CPU ms per crop (min - max) | of the default | error vs librosa | vs default |"
+        "| algorithm | CPU ms per crop (min - max) | of default | error vs librosa | vs default |"
     )
     print("|---|---|---|---|---|")
     for name, values in seconds.items():

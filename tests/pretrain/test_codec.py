@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from codec_weights import clips, fitted, standin_weights
+from codec_weights import clips, fitted
 from encodec import EncodecModel as TheirModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -27,16 +27,6 @@ from etude.pretrain.errors import ConfigError
 
 HOP = 320
 Tensors = dict[str, Tensor]
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return standin_weights(tmp_path_factory.mktemp("codec"))
-
-
-@pytest.fixture(scope="module")
-def codec(weights: Path) -> Codec:
-    return load_codec(weights)
 
 
 @pytest.fixture(scope="module")
