@@ -25,11 +25,9 @@ $(STAMP): pyproject.toml
 quickstart: $(STAMP)
 	python launch/prepare.py --demo --demo-minutes 60 --sample-rate 16000 --out $(CORPUS)
 	python launch/cluster.py $(CORPUS) --config configs/quickstart.yaml \
-	    --features logmel --bins 80 --n-fft 1024 --clusters 100 \
-	    --out $(CORPUS)/kmeans-logmel.safetensors
+	    --features logmel --bins 80 --n-fft 1024 --clusters 100
 	python launch/cluster.py $(CORPUS) --config configs/quickstart.yaml \
-	    --features chroma --bins 12 --n-fft 4096 --clusters 50 \
-	    --out $(CORPUS)/kmeans-chroma.safetensors
+	    --features chroma --bins 12 --n-fft 4096 --clusters 50
 	deepspeed launch/train.py configs/quickstart.yaml
 	python launch/export.py $(RUN) $(RUN)/hf --as hubert
 	python launch/probe.py $(RUN) --out $(RUN)/probe

@@ -5,7 +5,7 @@ from functools import partial
 from typing import assert_never
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from etude.data.pipeline import held_out_batches, training_batches
 from etude.data.plan import BatchShare, CropPlan
@@ -212,8 +212,10 @@ def _build_target(name: str, target: TargetConfig, config: Config, inputs: Input
 
 def _build_mixture(config: Config, micro_batch: int) -> Mixture | None:
     mixture = config.objective.mixture
-    if not mixture.prob or micro_batch % mixture.group:
+    if not mixture.prob:
         return None
+    if micro_batch % mixture.group:
+        return _not_mixed
     return partial(
         mix_in_batch,
         key=derive(config.seed, "mixture"),
@@ -224,3 +226,8 @@ def _build_mixture(config: Config, micro_batch: int) -> Mixture | None:
         max_excerpts=mixture.max_excerpts,
         gain=mixture.gain,
     )
+
+
+def _not_mixed(waveform: Tensor, sample_ids: Tensor) -> Tensor:
+    """Where the group does not divide the micro-batch: `mixture/mixed` is logged, and is 0."""
+    return waveform

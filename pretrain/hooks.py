@@ -88,7 +88,8 @@ class Progress(Hook):
         shown = {
             key: f"{value:.3g}"
             for key, value in values.items()
-            if key == "loss" or (key.endswith("/accuracy") and not key.startswith("valid/"))
+            # One number per target: `codec/accuracy`, not those of its eight codebooks.
+            if key == "loss" or (key.endswith("/accuracy") and key.count("/") == 1)
         }
         speed = values.get("perf/crops_per_second")
         if self._bar is not None:

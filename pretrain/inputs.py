@@ -237,10 +237,10 @@ def _check_frames(
 
 def _notes(config: Config, train: CropPlan, valid: CropPlan | None, share: BatchShare) -> list[str]:
     notes = []
-    if config.schedule_steps <= config.optim.warmup_steps:
+    if config.train.max_steps <= config.optim.warmup_steps:
         notes.append(
-            f"the warm-up ({config.optim.warmup_steps} updates) is as long as the run or longer: "
-            "the learning rate never reaches its peak."
+            f"the warm-up ({config.optim.warmup_steps} updates) is as long as the run "
+            f"({config.train.max_steps}) or longer: the learning rate never reaches its peak."
         )
     if train.too_short:
         notes.append(

@@ -104,6 +104,9 @@ class MaskedPrediction(nn.Module):
                 loss = loss + self.visible_weight * self.weights[name] * seen.loss
                 metrics[f"{name}/visible_loss"] = seen.metrics["loss"]
 
+        if mixing:
+            mixed = (heard != clean).any(dim=1).float().mean()
+            metrics["mixture/mixed"] = Mean.of(mixed, len(clean))
         if self.feature_penalty:
             penalty = features.raw.float().square().mean()
             loss = loss + self.feature_penalty * penalty

@@ -231,6 +231,16 @@ def test_the_mixture_of_the_batch_is_reached_by_sample_ids() -> None:
         assert float(module(given).loss.detach()) == pytest.approx(float(expected), abs=1e-5)
 
 
+def test_the_share_of_mixed_crops_is_told() -> None:
+    def mix_the_first(waveform: Tensor, ids: Tensor) -> Tensor:
+        return torch.cat([waveform[:1] * 2, waveform[1:]])
+
+    given = batch(4)
+    assert results(objective(mixture=mix_the_first).train(), given)["mixture/mixed"] == 0.25
+    assert results(objective(mixture=lambda w, ids: w).train(), given)["mixture/mixed"] == 0.0
+    assert "mixture/mixed" not in results(objective().train(), given)
+
+
 def test_in_evaluation_there_is_neither_mixture_nor_layer_drop() -> None:
     module = objective(layer_drop=0.9, mixture=lambda waveform, ids: waveform.flip(0))
     for update in range(4):
