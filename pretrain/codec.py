@@ -16,8 +16,7 @@ Letters in names: B lanes (waveforms), T samples, F frames, K codebooks, V codes
 import hashlib
 import re
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, final
@@ -34,6 +33,7 @@ from torch.nn import functional as F
 from torch.nn.utils import remove_weight_norm
 
 from etude.pretrain.errors import ConfigError
+from etude.pretrain.precision import plain_float32
 
 CodecKind = Literal["encodec_24khz"]
 
@@ -139,7 +139,7 @@ class Codec(nn.Module):
     @torch.no_grad()
     def quantize(self, embedding_BFD: Tensor) -> Tensor:
         """The nearest code of each codebook to what the coarser ones leave, int64 (B, F, K)."""
-        with _plain_float32(embedding_BFD.device):
+        with plain_float32(embedding_BFD.device):
             residual_ND = embedding_BFD.flatten(0, 1)
             codes = []
             for book_VD in self.codebooks_KVD:
@@ -157,7 +157,7 @@ class Codec(nn.Module):
 
     @torch.no_grad()
     def _embed(self, waveform: Tensor, lanes: "_Lanes") -> Tensor:
-        with _plain_float32(waveform.device):
+        with plain_float32(waveform.device):
             return _run(self.steps, waveform.float()[:, None], lanes).transpose(1, 2)
 
 
@@ -372,20 +372,6 @@ def transformers_name(name: str, *, older_weight_norm: bool = False) -> str:
 def _few(names: list[str]) -> str:
     shown = ", ".join(names[:3])
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
-
-
-@contextmanager
-def _plain_float32(device: torch.device) -> Iterator[None]:
-    """No autocast and no TF32: codes must not depend on how the model around them computes."""
-    matmul, conv = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(matmul)
-        torch.backends.cudnn.allow_tf32 = conv
 
 
 @dataclass

@@ -9,6 +9,7 @@ from etude.data.plan import BatchShare, CropPlan
 from etude.data.shards import Corpus, open_corpus
 from etude.data.tokens import Tokens, open_tokens
 from etude.models.config import EncoderConfig
+from etude.models.frames import FrameGrid
 from etude.models.weights import load_encoder_config
 from etude.pretrain.config import CodecTargetConfig, Config, KmeansTargetConfig
 from etude.pretrain.deepspeed_settings import deepspeed_settings
@@ -61,6 +62,7 @@ def check_inputs(config: Config, *, rank: int, ranks: int, device: str) -> Input
         )
     if config.init_from is not None:
         _check_start(config, config.init_from)
+    quantizers = _load_quantizers(config)
     codecs = _load_codecs(config)
     tokens = _open_tokens(config, corpus, codecs)
     train = _plan(config, corpus, tokens, "train")
@@ -69,11 +71,11 @@ def check_inputs(config: Config, *, rank: int, ranks: int, device: str) -> Input
         corpus=corpus,
         train=train,
         valid=valid,
-        quantizers=_load_quantizers(config),
+        quantizers=quantizers,
         tokens=tokens,
         codecs=codecs,
         share=share,
-        notes=tuple(_notes(config, train, valid, share)),
+        notes=tuple(_notes(config, train, valid, share, quantizers)),
     )
 
 
@@ -100,13 +102,19 @@ def _load_quantizers(config: Config) -> dict[str, FeatureQuantizer]:
             if quantizer.settings.grid != config.model.grid:
                 raise ConfigError(
                     f"objective.targets.{name}: {path} was fitted for frames of "
-                    f"{quantizer.settings.grid.frame_rate:g} Hz at "
-                    f"{quantizer.settings.sample_rate} Hz audio, but the model has "
-                    f"{config.model.grid.frame_rate:g} Hz at {config.model.sample_rate} Hz. Fit it "
-                    "anew with launch/cluster.py."
+                    f"{_describe_grid(quantizer.settings.grid)}, but the model has "
+                    f"{_describe_grid(config.model.grid)}. Fit it anew with `launch/cluster.py "
+                    "--config` of this run."
                 )
             quantizers[name] = quantizer
     return quantizers
+
+
+def _describe_grid(grid: FrameGrid) -> str:
+    return (
+        f"{grid.frame_rate:g} Hz at {grid.sample_rate} Hz audio (convolutions of "
+        f"{tuple(grid.kernels)} by {tuple(grid.strides)})"
+    )
 
 
 def _micro_batch(config: Config, ranks: int, device: str) -> int:
@@ -235,8 +243,21 @@ def _check_frames(
         )
 
 
-def _notes(config: Config, train: CropPlan, valid: CropPlan | None, share: BatchShare) -> list[str]:
+def _notes(
+    config: Config,
+    train: CropPlan,
+    valid: CropPlan | None,
+    share: BatchShare,
+    quantizers: dict[str, FeatureQuantizer],
+) -> list[str]:
     notes = []
+    fingerprint = train.split.corpus.fingerprint
+    for name, quantizer in quantizers.items():
+        if quantizer.corpus not in (None, fingerprint):
+            notes.append(
+                f"the classes of objective.targets.{name} were fitted to another corpus: they may "
+                "be used unevenly on this one."
+            )
     if config.train.max_steps <= config.optim.warmup_steps:
         notes.append(
             f"the warm-up ({config.optim.warmup_steps} updates) is as long as the run "

@@ -1,7 +1,8 @@
-"""K-means labels of spectral features, computed on the fly (MERT-v0; HuBERT, Hsu et al. 2021).
+"""K-means labels, computed on the fly (MERT-v0; HuBERT, Hsu et al. 2021).
 
 The centroids come from ``launch/cluster.py``; the file also holds how the features were made, so
-that training cannot compute them differently.
+that training cannot compute them differently. Where they are a trained encoder's hidden states
+(HuBERT's second iteration), the labels cost a forward pass of that encoder.
 """
 
 from torch import Tensor
