@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from types import FrameType
 from typing import NoReturn
 
 _PATIENCE_SECONDS = 10.0
@@ -19,6 +20,12 @@ def print_error(message: str) -> None:
     """Prints ``error: …`` on stderr, once per node: under a launcher only local rank 0 speaks."""
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:
         print(f"error: {message}", file=sys.stderr, flush=True)
+
+
+def interrupt_on(*signals: signal.Signals) -> None:
+    """Makes these signals end the command as Ctrl-C does: with a word, and status 75."""
+    for number in signals:
+        signal.signal(number, _interrupt)
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
@@ -44,3 +51,7 @@ def _wait_for_local_rank_0() -> None:
     if int(os.environ.get("LOCAL_RANK", "0")) != 0:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(_PATIENCE_SECONDS)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

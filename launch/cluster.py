@@ -15,11 +15,10 @@ import signal
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, final
 
 from etude.data.errors import InputError
-from etude.launch.cli import run
+from etude.launch.cli import interrupt_on, run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,7 +41,7 @@ _CLUSTERS = {"logmel": 300, "chroma": 200, "encoder": 500}
 def main() -> int:
     """Reads the corpus, fits, writes."""
     arguments = _parse()
-    signal.signal(signal.SIGTERM, _interrupt)  # until there is something to save
+    interrupt_on(signal.SIGTERM)  # until there is something to save
     import torch
 
     from etude.data.progress import Progress
@@ -258,10 +257,6 @@ def _parse() -> argparse.Namespace:
     if arguments.model is not None and (arguments.bins or arguments.n_fft):
         raise InputError("--bins and --n-fft are about --features: an encoder has its own width.")
     return arguments
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ def main() -> int:
     from etude.pretrain.report import write_report
     from etude.pretrain.report_probe import ProbeReport, read_probe
     from etude.pretrain.report_run import read_run
+    from etude.pretrain.report_table import held_out_table
 
     if arguments.out.is_dir():
         raise InputError(
@@ -36,6 +37,8 @@ def main() -> int:
             )
         probes.append((str(folder), probe))
     write_report(runs, probes, arguments.out)
+    if table := held_out_table(runs):
+        print(f"\n{table}\n")
     print(arguments.out)
     return 0
 

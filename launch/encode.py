@@ -7,18 +7,20 @@ that hold audio and tokens together, for other readers.
 """
 
 import argparse
+import signal
 from pathlib import Path
 
 from etude.data.errors import InputError
 from etude.data.progress import Progress
 from etude.data.shards import Corpus, open_corpus
 from etude.data.tokens import merge_shard, open_tokens
-from etude.launch.cli import run
+from etude.launch.cli import interrupt_on, run
 
 
 def main() -> int:
     """Reads the command line and encodes, or merges."""
     arguments = _parse()
+    interrupt_on(signal.SIGTERM, signal.SIGUSR1)
     corpus = open_corpus(arguments.corpus)
     if arguments.merge is not None:
         return _merge(corpus, arguments.codec, arguments.merge)

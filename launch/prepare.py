@@ -14,19 +14,18 @@ import argparse
 import os
 import signal
 from pathlib import Path
-from types import FrameType
 
 from etude.data.errors import InputError
 from etude.data.index import verify
 from etude.data.prepare import PrepareSettings, prepare
 from etude.data.progress import Progress
-from etude.launch.cli import run
+from etude.launch.cli import interrupt_on, run
 
 
 def main() -> None:
     """Reads the command line and prepares, renders and prepares, or verifies."""
     options = _parser().parse_args()
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupt_on(signal.SIGTERM)
     if options.verify:
         if options.sources or options.demo:
             raise InputError("--verify reads the corpus in --out: give it alone.")
@@ -111,10 +110,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--demo-minutes", type=float, default=30.0, metavar="M", help="(%(default)s)")
     add("--verify", action="store_true", help="read every byte of the corpus in --out")
     return parser
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -7,9 +7,8 @@ run.dir continues from the newest valid checkpoint.
 import argparse
 import signal
 from pathlib import Path
-from types import FrameType
 
-from etude.launch.cli import run
+from etude.launch.cli import interrupt_on, run
 from etude.pretrain.config_file import dump_yaml, load_config
 from etude.pretrain.launchers import follow_launchers
 
@@ -17,8 +16,8 @@ from etude.pretrain.launchers import follow_launchers
 def main() -> int:
     """Reads the config, checks the inputs, trains."""
     arguments = _parse()
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, _interrupt)  # until training has begun and can be saved
+    # Until training has begun and can be saved.
+    interrupt_on(signal.SIGTERM, signal.SIGUSR1)
     follow_launchers()
     config = load_config(arguments.config, arguments.overrides)
     if arguments.print_config:
@@ -51,10 +50,6 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     # Intermixed: a setting may also follow an option.
     return parser.parse_intermixed_args()
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@
       differences   [{model, baseline, value, low, high}], accuracies subtracted
 """
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +21,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from etude.data.files import json_bytes, write_bytes
+from etude.data.text import aligned
 from etude.probes.intervals import Interval
 from etude.probes.linear import ProbeScore
 from etude.probes.splits import SPLITS
@@ -113,7 +113,7 @@ class ProbeResults:
                 for d in pair
             ]
             rows.append([f"{pair[0].model} - {pair[0].baseline}", *cells])
-        return _aligned(rows)
+        return aligned(rows)
 
     def write(self, folder: Path) -> None:
         """Writes ``results.json`` and ``layers.png``."""
@@ -198,11 +198,3 @@ def _task_json(result: TaskResult) -> dict[str, Any]:
             for d in result.differences
         ],
     }
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )

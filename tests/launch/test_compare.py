@@ -275,6 +275,10 @@ def compare(*arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+FALL = math.exp(-40 / 20)
+"""How far the curves of ``make_run`` have come at their last step."""
+
+
 def test_the_command_writes_one_file_and_refuses_what_is_no_run(tmp_path: Path) -> None:
     run = make_run(tmp_path / "runs" / "a")
     (run / "probe").mkdir()
@@ -282,7 +286,15 @@ def test_the_command_writes_one_file_and_refuses_what_is_no_run(tmp_path: Path) 
     out = tmp_path / "new" / "report.html"
     done = compare(run, "--out", out)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{out}\n"
+    *table, path = done.stdout.splitlines()
+    assert path == str(out)
+    # Newest held-out values beside what costs nothing.
+    (labels,) = (line.split() for line in table if line.startswith("a logmel"))
+    assert [float(value) for value in labels[2:]] == [
+        round(value, 3) for value in (0.1 - 0.05 * FALL, 0.08, 0.4, 4 + FALL, 4.2)
+    ]
+    (spectrum,) = (line.split() for line in table if line.startswith("a cqt"))
+    assert [float(value) for value in spectrum[2:]] == [round(100 * FALL, 3), 60.0, 40.0]
     assert list(out.parent.iterdir()) == [out] and "tiny@40" in out.read_text()
 
     missing = compare(run, tmp_path / "nowhere", "--out", out)
