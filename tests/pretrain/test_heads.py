@@ -126,3 +126,41 @@ def test_embeddings_start_uniform_in_0_to_1() -> None:
     embedding = fresh.embedding.detach()
     assert 0.0 <= float(embedding.min()) < 0.01 and 0.99 < float(embedding.max()) < 1.0
     assert float(embedding.mean()) == pytest.approx(0.5, abs=0.02)
+
+
+def test_the_loss_without_logits_is_that_of_the_logits_and_so_are_its_gradients() -> None:
+    module, hidden, positive = head(), frames().requires_grad_(), labels()
+    parameters = [hidden, *module.parameters()]
+    weights = torch.tensor([1.0, 0.5, 3.0])
+    logits = module(hidden)
+    plain = torch.stack([F.cross_entropy(logits[k], positive[k]) for k in range(CODEBOOKS)])
+    fused = module.loss(hidden, positive.T)
+    assert torch.allclose(fused.loss, plain, atol=1e-5, rtol=0)
+    right = (logits.argmax(dim=-1) == positive).float().mean(dim=1)
+    assert torch.equal(fused.accuracy, right)
+    for ours, theirs in zip(
+        torch.autograd.grad((weights * fused.loss).sum(), parameters),
+        torch.autograd.grad((weights * plain).sum(), parameters),
+        strict=True,
+    ):
+        assert torch.allclose(ours, theirs, atol=1e-5, rtol=0)
+
+
+def test_nothing_of_the_size_of_the_logits_is_kept_for_the_backward_pass() -> None:
+    rows, classes = 500, 300
+    module = CosineHead(DIM, codebooks=2, classes=classes, final_dim=6, temperature=TEMPERATURE)
+    label = torch.randint(classes, (rows, 2), generator=torch.Generator().manual_seed(3))
+    kept: list[int] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        fused = module.loss(frames(rows), label).loss.sum()
+        largest_of_fused = max(kept)
+        kept.clear()
+        logits = module(frames(rows))
+        plain = F.cross_entropy(logits[0], label[:, 0]) + F.cross_entropy(logits[1], label[:, 1])
+    assert max(kept) >= rows * classes > 5 * largest_of_fused
+    assert torch.allclose(fused, plain, atol=1e-5, rtol=0)
