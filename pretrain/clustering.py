@@ -258,8 +258,9 @@ def _refine(
             generator = _generator(seed, iteration)
             chosen = torch.randint(len(points), (int(dead.sum()),), generator=generator)
             centroids[dead] = points[chosen]
-            progress(f"iteration {iteration}/{iterations}: {int(dead.sum())} dead classes moved")
         kept["centroids"], kept["iterations"] = centroids, torch.tensor(iteration)
+        moved = f": {int(dead.sum())} dead classes moved" if dead.any() else ""
+        progress(f"iteration {iteration}/{iterations}{moved}")
         keeper.look(lambda: kept, f"iteration {iteration} of {iterations}")
 
 
