@@ -2,7 +2,7 @@
 
     python benchmarks/codec_edge.py CORPUS --weights FILE [--crops N]
 
-CORPUS has its tokens already (launch/encode.py). Crops of 5 s start at least 10 s into their
+CORPUS has its tokens already (launch/encode.py). Crops of 5 s start at least 5 s into their
 track. What differs is what `objective.targets.codec.source: online` gets wrong near a crop's start.
 """
 
@@ -35,11 +35,12 @@ def main() -> None:
     equal = []
     while len(equal) < options.crops:
         row = int(generator.integers(len(split)))
-        earliest = 10 * codec.sample_rate if first_of_track[row] else 0
+        earliest = 5 * codec.sample_rate if first_of_track[row] else 0
         latest = int(split.num_samples[row]) - crop
         if latest < earliest:
             continue
-        start = int(generator.integers(earliest, latest)) // codec.hop_samples * codec.hop_samples
+        start = int(generator.integers(earliest, latest, endpoint=True))
+        start = start // codec.hop_samples * codec.hop_samples
         waveform, _ = decode(split.read_audio_bytes(row), start=start, frames=crop)
         alone = codec.encode(torch.from_numpy(waveform)[None])[0].numpy()
         frame = start // codec.hop_samples
