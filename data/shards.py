@@ -12,7 +12,7 @@ cache.
 import hashlib
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -91,6 +91,14 @@ class Corpus:
         # write_index puts the shards of a split side by side, so a split is a slice and
         # stays memory-mapped.
         return Split(self, name, members[ends[rows[0]] : ends[rows[-1] + 1]])
+
+    def shard_rows(self) -> Iterator[tuple[Shard, range]]:
+        """Every shard with the clip numbers it has in its split."""
+        ends: dict[str, int] = {}
+        for shard in self.shards:
+            first = ends.get(shard.split, 0)
+            ends[shard.split] = first + shard.samples
+            yield shard, range(first, ends[shard.split])
 
     def seconds(self, name: str) -> float:
         """Audio in a split; 0 for a split that is not there."""

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from etude.data.errors import DataError, InputError
 from etude.data.files import json_bytes, published, read_at, write_bytes
-from etude.data.shards import Corpus, Shard, Split
+from etude.data.shards import Corpus, Shard
 from etude.data.tar import add_member, walk_members, walk_pairs
 
 FORMAT = 1
@@ -237,12 +237,9 @@ def merge_shard(tokens: Tokens, file: str, out: Path) -> None:
 
 def shard_keys(corpus: Corpus) -> Iterator[tuple[Shard, list[str]]]:
     """Every audio shard of a corpus with the keys of its clips, in the index' order."""
-    first: dict[str, int] = {}
-    for shard in corpus.shards:
-        start = first.get(shard.split, 0)
-        first[shard.split] = start + shard.samples
-        split: Split = corpus.split(shard.split)
-        yield shard, [split.key(clip) for clip in range(start, start + shard.samples)]
+    for shard, rows in corpus.shard_rows():
+        split = corpus.split(shard.split)
+        yield shard, [split.key(clip) for clip in rows]
 
 
 def open_tokens(corpus: Corpus, name: str) -> Tokens:

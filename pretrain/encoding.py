@@ -23,7 +23,7 @@ import torch
 from etude.data.audio import decode
 from etude.data.errors import DataError, InputError
 from etude.data.files import json_bytes, write_bytes
-from etude.data.shards import Corpus, Shard, Split
+from etude.data.shards import Corpus, Split
 from etude.data.tokens import (
     Codes,
     Tokens,
@@ -86,16 +86,15 @@ def encode_corpus(
     root.mkdir(parents=True, exist_ok=True)
     _claim(root, corpus, settings)
     todo = [
-        (shard, first)
-        for number, (shard, first) in enumerate(_first_rows(corpus))
+        (shard, rows)
+        for number, (shard, rows) in enumerate(corpus.shard_rows())
         if number % ranks == rank and not (root / shard.file).is_file()
     ]
     begin(sum(shard.samples for shard, _ in todo))
     chunk = max(codec.mirrored_frames, round(chunk_seconds * codec.frame_rate))
     with ThreadPoolExecutor(max_workers=lanes) as readers:
-        for shard, first in todo:
+        for shard, rows in todo:
             split = corpus.split(shard.split)
-            rows = range(first, first + shard.samples)
             codes: dict[int, Codes] = {}
             tracks = _tracks(split, rows)
             for track, of_track in _encode_tracks(split, tracks, codec, lanes, chunk, readers):
@@ -159,15 +158,6 @@ def _finish(root: Path, corpus: Corpus, name: str, settings: TokenSettings) -> T
         return write_token_index(corpus, name, settings)
     finally:
         os.close(descriptor)
-
-
-def _first_rows(corpus: Corpus) -> Iterator[tuple[Shard, int]]:
-    """Every shard with the row of its first clip in its split."""
-    rows: dict[str, int] = {}
-    for shard in corpus.shards:
-        first = rows.get(shard.split, 0)
-        yield shard, first
-        rows[shard.split] = first + shard.samples
 
 
 def _tracks(split: Split, rows: range) -> list[_Track]:
