@@ -80,31 +80,36 @@ def check_labels(config: Config, inputs: Inputs) -> Iterator[str]:
 
     :raises DataError: naming shard and sample, or the target, and what is wrong.
     """
-    crops = [read_crop(inputs.train, position) for position in range(SAMPLE_CROPS)]
-    parts = [collate(crops[i : i + 8], update=0).waveform for i in range(0, len(crops), 8)]
+    # Stored tokens first: crops, which come with them, cannot even be read where they are broken.
+    computed: dict[str, KmeansTargetConfig | CodecTargetConfig] = {}
     for name, target in config.objective.targets.items():
         match target:
-            case KmeansTargetConfig():
-                quantizer = inputs.quantizers[name]
-                labels = torch.cat([quantizer(part) for part in parts])[..., None]
-                yield from _usage(name, labels.flatten(0, 1), quantizer.num_classes)
-            case CodecTargetConfig(source="online"):
-                codec = inputs.codecs[name]
-                codes = torch.cat([codec.encode(part) for part in parts])
-                codes = codes[..., : target.codebooks]
-                yield from _usage(name, codes.flatten(0, 1), codec.codebook_size)
+            case KmeansTargetConfig() | CodecTargetConfig(source="online"):
+                computed[name] = target
             case CodecTargetConfig():
-                tokens = inputs.train.tokens[target.codec]
                 yield from check_stored(
                     name,
                     inputs.train,
-                    tokens,
+                    inputs.train.tokens[target.codec],
                     grid=config.model.grid,
                     codec=inputs.codecs.get(name),
                     seed=config.seed,
                 )
             case CqtTargetConfig():
                 pass
+    if not computed:
+        return
+    crops = [read_crop(inputs.train, position) for position in range(SAMPLE_CROPS)]
+    parts = [collate(crops[i : i + 8], update=0).waveform for i in range(0, len(crops), 8)]
+    for name, target in computed.items():
+        if isinstance(target, KmeansTargetConfig):
+            quantizer = inputs.quantizers[name]
+            labels = torch.cat([quantizer(part) for part in parts])[..., None]
+            yield from _usage(name, labels.flatten(0, 1), quantizer.num_classes)
+        else:
+            codec = inputs.codecs[name]
+            codes = torch.cat([codec.encode(part) for part in parts])[..., : target.codebooks]
+            yield from _usage(name, codes.flatten(0, 1), codec.codebook_size)
 
 
 def check_stored(

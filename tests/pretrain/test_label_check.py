@@ -184,3 +184,26 @@ def test_labels_made_in_training_are_counted_and_constant_ones_refused(
     assert [line.split(":")[0] for line in told[1:]] == [f"codec/q{k}" for k in range(2)]
     with pytest.raises(DataError, match="objective.targets.harmony: label 0 makes up 100.0%"):
         lines(harmony={"kind": "kmeans", "centroids": tmp_path / "constant.safetensors"})
+
+
+def test_broken_tokens_are_named_as_such_whatever_other_targets_there_are(
+    encoded: Corpus, tmp_path: Path
+) -> None:
+    wrong = rewritten(encoded, tmp_path, lambda row, codes: codes[: len(codes) // 4])
+    save_quantizer(small_quantizer(), tmp_path / "good.safetensors", report={})
+    targets = {
+        "timbre": {"kind": "kmeans", "centroids": tmp_path / "good.safetensors"},
+        "codec": {"kind": "codec"},
+    }
+    config = Config.model_validate(
+        {
+            "run": {"dir": tmp_path / "run"},
+            "data": {"corpus": wrong.root, "crop_seconds": 2.0},
+            "objective": {"targets": targets},
+            "train": {"max_steps": 1, "global_batch": 2},
+            "optim": {"lr": 1e-3, "warmup_steps": 0},
+        }
+    )
+    inputs = check_inputs(config, rank=0, ranks=1, device="cpu")
+    with pytest.raises(DataError, match=r"come at about 1\d\.\d Hz instead of 75"):
+        list(check_labels(config, inputs))
