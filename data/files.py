@@ -3,6 +3,7 @@
 And read by offset: one ``pread`` on a descriptor that is opened once per process.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -37,6 +38,12 @@ def write_bytes(path: Path, content: bytes) -> None:
 def json_bytes(value: Any, *, indent: int | None = 1) -> bytes:
     """ASCII JSON with a newline at its end; the same value always gives the same bytes."""
     return (json.dumps(value, indent=indent, allow_nan=False) + "\n").encode("ascii")
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_at(path: Path, offset: int, size: int, *, version: str) -> bytes:

@@ -78,8 +78,15 @@ class Corpus:
     def split(self, name: str) -> "Split":
         """All clips of ``train`` or ``valid``, in index order."""
         members = np.load(self.root / MEMBERS_NAME, mmap_mode="r")
-        counts = [shard.samples for shard in self.shards]
-        ends = np.cumsum([0, *counts])
+        return Split(self, name, members[self.span(name)])
+
+    def span(self, name: str) -> slice:
+        """Rows of a split among those of all clips, in index order.
+
+        A slice, because write_index puts the shards of a split side by side: what is cut out of a
+        memory map by it stays one.
+        """
+        ends = np.cumsum([0, *(shard.samples for shard in self.shards)])
         rows = [i for i, shard in enumerate(self.shards) if shard.split == name]
         if not rows:
             known = sorted({shard.split for shard in self.shards})
@@ -88,9 +95,7 @@ class Corpus:
                 f"Prepare it again with "
                 f"another --valid-fraction, or ask for one of these."
             )
-        # write_index puts the shards of a split side by side, so a split is a slice and
-        # stays memory-mapped.
-        return Split(self, name, members[ends[rows[0]] : ends[rows[-1] + 1]])
+        return slice(int(ends[rows[0]]), int(ends[rows[-1] + 1]))
 
     def shard_rows(self) -> Iterator[tuple[Shard, range]]:
         """Every shard with the clip numbers it has in its split."""

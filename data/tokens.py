@@ -72,13 +72,7 @@ class Tokens:
 
     def split(self, name: str) -> "SplitTokens":
         """The tokens of all clips of ``train`` or ``valid``, rows as in the corpus' split."""
-        first = 0
-        for shard in self.corpus.shards:
-            if shard.split == name:
-                break
-            first += shard.samples
-        count = sum(shard.samples for shard in self.corpus.shards if shard.split == name)
-        members = np.load(self.root / _MEMBERS_NAME, mmap_mode="r")[first : first + count]
+        members = np.load(self.root / _MEMBERS_NAME, mmap_mode="r")[self.corpus.span(name)]
         return SplitTokens(self, name, members)
 
 
@@ -124,7 +118,8 @@ class SplitTokens:
                 f"{self.place(clip)} is damaged: the bytes are not the ones that were indexed. "
                 f"Delete {path} and run launch/encode.py again."
             )
-        codes = parse_codes(data, self.place(clip))
+        # Not `place`: it reads a tar header, and this is done for every crop of a run.
+        codes = parse_codes(data, f"{path}: clip {clip} of {self.name!r}")
         if codes.shape[1] != self.tokens.settings.codebooks:
             raise DataError(
                 f"{self.place(clip)} has {codes.shape[1]} codebooks, but the index says "

@@ -12,7 +12,6 @@ A folder counts as a checkpoint only if every file of its manifest is there with
         manifest.json                       every file with its size and sha256
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -21,6 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from etude.data.files import file_sha256
 from etude.models.encoder import Encoder
 from etude.models.weights import save_encoder
 from etude.pretrain.distributed import World, barrier
@@ -117,7 +117,7 @@ def find_damage(path: Path) -> str | None:
             return f"{name} is missing"
         if file.stat().st_size != expected["bytes"]:
             return f"{name} has {file.stat().st_size} bytes instead of {expected['bytes']}"
-        if _hash(file) != expected["sha256"]:
+        if file_sha256(file) != expected["sha256"]:
             return f"{name} has other content than was saved"
     return None
 
@@ -128,14 +128,9 @@ def _write_manifest(folder: Path) -> None:
         _sync(path)
         files[str(path.relative_to(folder))] = {
             "bytes": path.stat().st_size,
-            "sha256": _hash(path),
+            "sha256": file_sha256(path),
         }
     _write_durably(folder / _MANIFEST, json.dumps({"format": 1, "files": files}, indent=1))
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write_durably(path: Path, text: str) -> None:

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import remove_weight_norm
 
+from etude.data.files import file_sha256
 from etude.pretrain.errors import ConfigError
 from etude.pretrain.precision import plain_float32
 
@@ -300,8 +301,7 @@ def _read(file: Path) -> dict[str, Tensor]:
 
 def _check_official(file: Path) -> None:
     expected = file.stem.rpartition("-")[2]
-    with file.open("rb") as stream:
-        actual = hashlib.file_digest(stream, "sha256").hexdigest()
+    actual = file_sha256(file)
     if not actual.startswith(expected):
         raise ConfigError(
             f"{file}: the sha256 of the authors' file of this name begins with {expected}, but "

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from etude.data.files import write_bytes
+from etude.data.files import file_sha256, write_bytes
 from etude.models.frames import FrameGrid
 from etude.models.spectral import Chroma, LogMel
 from etude.pretrain.errors import ConfigError
@@ -113,8 +113,8 @@ def describe_encoder(folder: Path, *, layer: int) -> FeatureSettings:
         source = EncoderSource(
             folder=folder.resolve(),
             layer=layer,
-            weights_sha256=_sha256(folder / WEIGHTS_NAME),
-            config_sha256=_sha256(folder / CONFIG_NAME),
+            weights_sha256=file_sha256(folder / WEIGHTS_NAME),
+            config_sha256=file_sha256(folder / CONFIG_NAME),
         )
     except (OSError, ValueError) as error:
         raise ConfigError(f"the encoder in {folder} cannot be used: {error}") from error
@@ -202,7 +202,7 @@ def _load_features(source: EncoderSource) -> EncoderFeatures:
                 f"the labels are those of an encoder whose {path} is not there any more. Put it "
                 "back there (a link will do), or fit the labels anew with launch/cluster.py."
             )
-        found = _sha256(path)
+        found = file_sha256(path)
         if found != sha256:
             raise ConfigError(
                 f"{path} is not the file that the labels were made with (sha256 {found[:12]}, then "
@@ -372,8 +372,3 @@ def read_request(path: Path) -> dict[str, Any] | None:
         raise ConfigError(f"{path} is not a k-means file.")
     request: dict[str, Any] | None = json.loads(metadata.get("request", "null"))
     return request
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
