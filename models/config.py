@@ -24,6 +24,10 @@ class EncoderConfig(BaseModel):
     sample_rate: Count = 24_000
     """Samples per second of what the encoder hears: 24,000 for MERT-v1, 16,000 for the rest."""
 
+    normalize: bool = False
+    """Whether every waveform is brought to mean 0 and variance 1 first (music2vec; MERT hears the
+    level as it is). Exports tell it to users as ``do_normalize``."""
+
     frontend: Literal["waveform", "logmel"] = "waveform"
     """``waveform``: the conv stack of every released model; ``logmel``: fixed log-mel bands on the
     same frame grid, an ablation that learns faster on small data and has no Hugging Face form."""
@@ -97,8 +101,9 @@ class EncoderConfig(BaseModel):
     """Which forward to use; all share the same parameters."""
 
     padding: Literal["published", "exact"] = "published"
-    """What padded batches do at the pad's edge; training uses equal crops, so this matters to
-    ``embed``-like use alone. ``published`` is what the released models do in transformers."""
+    """What a padded batch does at the pad's edge. ``published``: as the released models and
+    transformers do, whose stacked positional convolutions leak across it; ``exact``: a clip gives
+    the same features padded or not, which needs ``conv_norm: layer``."""
 
     @model_validator(mode="after")
     def _check_geometry(self) -> "EncoderConfig":
@@ -119,10 +124,11 @@ class EncoderConfig(BaseModel):
                 "padding: exact needs conv_norm: layer, because a group norm over time takes its "
                 "statistics from the padding too"
             )
-        if self.padding == "exact" and self.position_depth > 1:
+        if self.position_depth > 1 and self.stacked_kernel % 2 == 0:
             raise ValueError(
-                f"padding: exact needs position_depth: 1, but it is {self.position_depth}: in a "
-                "stack, what one convolution leaves in the padding leaks through the next"
+                f"position_kernel ({self.position_kernel}) over position_depth "
+                f"({self.position_depth}) gives convolutions of {self.stacked_kernel} frames, but "
+                "those of a stack must be odd: fairseq2 and transformers pad even ones differently"
             )
         return self
 
@@ -139,6 +145,11 @@ class EncoderConfig(BaseModel):
         }
     )
     """Settings that may differ between two encoders with the same weights."""
+
+    @property
+    def stacked_kernel(self) -> int:
+        """Kernel of each positional convolution of a stack, as fairseq splits it."""
+        return max(3, self.position_kernel // self.position_depth)
 
     @property
     def grid(self) -> FrameGrid:

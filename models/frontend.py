@@ -1,6 +1,7 @@
 """Waveform to frame features: fairseq2's wav2vec2 conv stack, a layer norm and a projection.
 
-    waveform (B, T) -> conv stack -> raw (B, F, C) -> layer norm -> Linear -> projected (B, F, D)
+    waveform (B, T) -> [normalise] -> conv stack -> raw (B, F, C) -> layer norm -> Linear
+    -> projected (B, F, D)
 
 Both halves of the result are public: MERT's feature penalty acts on ``raw``, a teacher reads
 ``projected`` before dropout. Layout: wav2vec 2.0 (Baevski et al. 2020, section 2).
@@ -9,6 +10,7 @@ Both halves of the result are public: MERT's feature penalty acts on ``raw``, a 
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from etude.models.blocks import BatchLayout, StandardLayerNorm, Wav2Vec2FeatureExtractor
@@ -33,6 +35,7 @@ class WaveformFrontend(nn.Module):
     :param layer_norm: layer norm after every convolution instead of one group norm after the first.
     :param bias: whether the convolutions learn a bias.
     :param grad_scale: factor on the gradient that reaches the convolutions, in training alone.
+    :param normalize: brings every waveform to mean 0 and variance 1 first.
     """
 
     def __init__(
@@ -43,8 +46,10 @@ class WaveformFrontend(nn.Module):
         layer_norm: bool = False,
         bias: bool = False,
         grad_scale: float = 1.0,
+        normalize: bool = False,
     ) -> None:
         super().__init__()
+        self.normalize = normalize
         channels = layers[-1][0]
         self.conv = Wav2Vec2FeatureExtractor(
             layers, bias, layer_norm=layer_norm, grad_scale=grad_scale
@@ -52,8 +57,14 @@ class WaveformFrontend(nn.Module):
         self.layer_norm = StandardLayerNorm(channels, bias=True)
         self.projection = nn.Linear(channels, dim)
 
-    def forward(self, waveform: Tensor) -> Features:
-        """``waveform`` (B, T), float in [-1, 1]; all rows are taken as full."""
+    def forward(self, waveform: Tensor, num_samples: Tensor | None = None) -> Features:
+        """``waveform`` (B, T), float in [-1, 1].
+
+        :param num_samples: true length of each row in a padded batch, int64 (B,). Frames that see
+            padding come after the row's true frames, and are the caller's to ignore.
+        """
+        if self.normalize:
+            waveform = normalize_waveform(waveform, num_samples)
         # A full-length layout says "no padding here"; lengths matter to the context network alone.
         layout = BatchLayout(waveform.shape, None, device=waveform.device)
         raw, _ = self.conv(waveform, layout)
@@ -66,16 +77,37 @@ class LogMelFrontend(nn.Module):
     :param transform: waveform (B, T) to log-mel (B, F, bins).
     """
 
-    def __init__(self, transform: LogMel, dim: int, *, bins: int) -> None:
+    def __init__(self, transform: LogMel, dim: int, *, bins: int, normalize: bool = False) -> None:
         super().__init__()
+        self.normalize = normalize
         self.transform = transform
         self.layer_norm = StandardLayerNorm(bins, bias=True)
         self.projection = nn.Linear(bins, dim)
 
-    def forward(self, waveform: Tensor) -> Features:
+    def forward(self, waveform: Tensor, num_samples: Tensor | None = None) -> Features:
         """``raw`` are the log-mel bands; no gradient reaches them."""
+        if self.normalize:
+            waveform = normalize_waveform(waveform, num_samples)
         raw = self.transform(waveform)
         return Features(raw, self.projection(self.layer_norm(raw)))
+
+
+def normalize_waveform(waveform: Tensor, num_samples: Tensor | None = None) -> Tensor:
+    """Each row of (B, T) at mean 0 and variance 1 over its true length, and 0 after it.
+
+    As transformers' ``Wav2Vec2FeatureExtractor.zero_mean_unit_var_norm``, which users of an export
+    run; fairseq adds 1e-5 to the variance instead of 1e-7, which only near-silence can tell.
+    """
+    waveform = waveform.float()
+    if num_samples is None:
+        variance, mean = torch.var_mean(waveform, dim=1, correction=0, keepdim=True)
+        return (waveform - mean) / torch.sqrt(variance + 1e-7)
+    length_B1 = num_samples.to(waveform.device)[:, None]
+    inside = torch.arange(waveform.shape[1], device=waveform.device) < length_B1
+    mean = torch.where(inside, waveform, 0.0).sum(dim=1, keepdim=True) / length_B1
+    centred = torch.where(inside, waveform - mean, 0.0)
+    variance = centred.square().sum(dim=1, keepdim=True) / length_B1
+    return centred / torch.sqrt(variance + 1e-7)
 
 
 def initialise_frontend(frontend: WaveformFrontend | LogMelFrontend) -> None:

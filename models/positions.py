@@ -1,6 +1,9 @@
 """Relative positions by convolution: one wide weight-normed one (MERT) or a stack (music2vec)."""
 
+from torch import Tensor
+
 from etude.models.blocks import (
+    BatchLayout,
     PositionEncoder,
     Wav2Vec2PositionEncoder,
     Wav2Vec2StackedPositionEncoder,
@@ -16,3 +19,23 @@ def build_positions(dim: int, *, kernel: int, groups: int, depth: int) -> Positi
     if depth == 1:
         return Wav2Vec2PositionEncoder(dim, kernel, groups)
     return Wav2Vec2StackedPositionEncoder(dim, kernel, groups, depth)
+
+
+def add_positions(
+    positions: PositionEncoder, hidden: Tensor, layout: BatchLayout, *, exact: bool
+) -> Tensor:
+    """``hidden`` (B, F, D) with its positional features added.
+
+    :param exact: lets nothing leak from the padding. A single convolution reads zeros there; in a
+        stack, what one convolution leaves in the padding would leak through the next
+        (``published``: fairseq's and transformers' stacks do leak).
+    """
+    if not (exact and layout.padded and isinstance(positions, Wav2Vec2StackedPositionEncoder)):
+        added: Tensor = positions(hidden, layout)
+        return added
+    inside_BF1 = (layout.position_indices >= 0)[..., None]
+    hidden = hidden.masked_fill(~inside_BF1, 0.0)
+    encoded = hidden
+    for layer in positions.layers:
+        encoded = layer(encoded.transpose(1, 2)).transpose(1, 2).masked_fill(~inside_BF1, 0.0)
+    return hidden + encoded

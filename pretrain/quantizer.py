@@ -30,7 +30,8 @@ from etude.pretrain.precision import plain_float32
 
 if TYPE_CHECKING:
     # Encoders are imported where one is used: fairseq2 takes seconds, and spectra do without.
-    from etude.models.encoder import Encoder, EncoderOutput
+    from etude.models.context import EncoderOutput
+    from etude.models.encoder import Encoder
 
 FORMAT = "etude-kmeans-1"
 

@@ -41,8 +41,8 @@ def test_the_grid_is_that_of_the_convolutions() -> None:
         ({"conv_strides": (5,) * 8}, "one entry per convolution, but have 7, 7 and 8"),
         ({"padding": "exact"}, "exact needs conv_norm: layer"),
         (
-            {"padding": "exact", "conv_norm": "layer", "position_depth": 5},
-            r"exact needs position_depth: 1, but it is 5",
+            {"position_depth": 5, "position_kernel": 94},
+            r"position_kernel \(94\) over position_depth \(5\) gives convolutions of 18 frames",
         ),
     ],
     ids=str,
@@ -60,7 +60,7 @@ def test_an_empty_conv_stack_is_refused() -> None:
         EncoderConfig.model_validate(empty)
 
 
-def test_exact_padding_goes_with_layer_norm_and_one_positional_convolution() -> None:
+def test_exact_padding_goes_with_layer_norm() -> None:
     assert EncoderConfig(padding="exact", conv_norm="layer").padding == "exact"
 
 
