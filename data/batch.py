@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class AudioBatch(NamedTuple):
-    """One micro-batch of equally long crops. Tensors alone pass through any engine."""
+    """One micro-batch of crops. Tensors alone pass through any engine."""
 
     waveform: Tensor
     """Mono audio in [-1, 1], float32 (B, T)."""
@@ -25,3 +25,7 @@ class AudioBatch(NamedTuple):
     codes: Mapping[str, Tensor] = MappingProxyType({})
     """Stored tokens by name, int64 (B, frames, codebooks), the first frame at the crop's start.
     There may be a frame or two more than the encoder makes."""
+
+    num_samples: Tensor | None = None
+    """True length of each row where shorter clips were padded with zeros, int64 (B,), kept on the
+    host; ``None`` where every crop is full."""

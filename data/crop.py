@@ -11,10 +11,10 @@ def crop_start(
     Aligned crops keep labels that were made for the whole clip (codec tokens) aligned to the
     frames; a free start would put them off by up to half a frame.
 
-    :param num_samples: length of the clip; at least ``crop_samples``.
+    :param num_samples: length of the clip; one shorter than a crop is taken whole.
     :param position: the crop's place in the run's order.
     """
-    last = (num_samples - crop_samples) // hop_samples
+    last = max(0, num_samples - crop_samples) // hop_samples
     # As a plain list the two would become floats if the seed is large, and lose its last bits.
     key = np.array([seed, position], dtype=np.uint64)
     generator = np.random.Generator(np.random.Philox(key=key))

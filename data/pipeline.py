@@ -8,13 +8,14 @@ import atexit
 import logging
 import multiprocessing
 import signal
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import webdataset
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from etude.data.audio import decode
@@ -65,15 +66,16 @@ class _Read:
 class _Batch:
     """Stage: crops become micro-batches, each with the update it belongs to."""
 
-    def __init__(self, share: BatchShare) -> None:
-        self._share = share
+    def __init__(self, plan: CropPlan, share: BatchShare) -> None:
+        self._plan, self._share = plan, share
 
     def __call__(self, crops: Iterable[Crop]) -> Iterator[AudioBatch]:
         rows: list[Crop] = []
         for crop in crops:
             rows.append(crop)
             if len(rows) == self._share.micro_batch:
-                yield collate(rows, update=rows[0].position // self._share.global_batch)
+                update = rows[0].position // self._share.global_batch
+                yield collate(rows, update=update, crop_samples=self._plan.crop_samples)
                 rows = []
 
 
@@ -98,8 +100,8 @@ def training_batches(
         _Positions(plan, share, first_update),
         # From here on: positions of this worker, nothing read yet.
         _Read(plan),
-        # From here on: decoded crops of equal length.
-        _Batch(share),
+        # From here on: decoded crops.
+        _Batch(plan, share),
         # From here on: micro-batches in the order of the plan.
         _Deliver(),
     )
@@ -129,15 +131,15 @@ def held_out_batches(
     rows: list[Crop] = []
     for row in range(rank, min(crops, len(plan.clips)), ranks):
         clip = int(plan.clips[row])
-        middle = (int(plan.split.num_samples[clip]) - plan.crop_samples) // 2
+        middle = max(0, int(plan.split.num_samples[clip]) - plan.crop_samples) // 2
         start = middle // plan.hop_samples * plan.hop_samples
         planned = PlannedCrop(row, clip, start)
         rows.append(Crop(-1 - row, _decode(plan, planned), _read_codes(plan, planned), 0))
         if len(rows) == micro_batch:
-            yield collate(rows, update=0)
+            yield collate(rows, update=0, crop_samples=plan.crop_samples)
             rows = []
     if rows:
-        yield collate(rows, update=0)
+        yield collate(rows, update=0, crop_samples=plan.crop_samples)
 
 
 def read_crop(plan: CropPlan, position: int) -> Crop:
@@ -158,25 +160,36 @@ def read_crop(plan: CropPlan, position: int) -> Crop:
     ) from damage
 
 
-def collate(crops: list[Crop], *, update: int) -> AudioBatch:
-    """Stacks crops of equal length."""
+def collate(crops: list[Crop], *, update: int, crop_samples: int) -> AudioBatch:
+    """Stacks crops; shorter ones are padded with zeros at the end, and their lengths told."""
+    lengths = [len(crop.waveform) for crop in crops]
     return AudioBatch(
-        waveform=torch.from_numpy(np.stack([crop.waveform for crop in crops])),
+        waveform=_stack([crop.waveform for crop in crops], crop_samples),
         sample_ids=torch.tensor([crop.position for crop in crops]),
         update=torch.tensor(update),
         skipped=torch.tensor(sum(crop.skipped for crop in crops)),
         codes={
-            name: torch.from_numpy(np.stack([crop.codes[name] for crop in crops])).long()
+            name: _stack(
+                [crop.codes[name] for crop in crops], max(len(crop.codes[name]) for crop in crops)
+            ).long()
             for name in crops[0].codes
         },
+        num_samples=torch.tensor(lengths) if min(lengths) < crop_samples else None,
     )
+
+
+def _stack(rows: Sequence[npt.NDArray[Any]], length: int) -> Tensor:
+    stacked = np.zeros((len(rows), length, *rows[0].shape[1:]), dtype=rows[0].dtype)
+    for place, row in zip(stacked, rows, strict=True):
+        place[: len(row)] = row
+    return torch.from_numpy(stacked)
 
 
 def _decode(plan: CropPlan, planned: PlannedCrop) -> npt.NDArray[np.float32]:
     split = plan.split
     data = split.read_audio_bytes(planned.clip)
     try:
-        waveform, rate = decode(data, start=planned.start, frames=plan.crop_samples)
+        waveform, rate = decode(data, start=planned.start, frames=_length(plan, planned))
     except DataError as error:
         raise DataError(f"{split.key(planned.clip)} in {split.corpus.root}: {error}") from error
     if rate != split.corpus.sample_rate:
@@ -187,10 +200,15 @@ def _decode(plan: CropPlan, planned: PlannedCrop) -> npt.NDArray[np.float32]:
     return waveform
 
 
+def _length(plan: CropPlan, planned: PlannedCrop) -> int:
+    """Samples of the crop: fewer than the plan's where the whole clip is shorter."""
+    return min(plan.crop_samples, int(plan.split.num_samples[planned.clip]))
+
+
 def _read_codes(plan: CropPlan, planned: PlannedCrop) -> dict[str, Codes]:
     """The crop's frames of every kind of tokens; crops start at whole frames (``crop_start``)."""
     first = planned.start // plan.hop_samples
-    frames = plan.crop_samples // plan.hop_samples
+    frames = _length(plan, planned) // plan.hop_samples
     codes = {}
     for name, tokens in plan.tokens.items():
         cut = tokens.read(planned.clip)[first : first + frames]

@@ -59,7 +59,9 @@ class BatchShare:
 class CropPlan:
     """The order of clips and crops of one split.
 
-    :param split: clips shorter than a crop are left out; ``too_short`` counts them.
+    :param split: clips shorter than ``min_samples`` are left out; ``too_short`` counts them.
+    :param min_samples: shortest clip; one shorter than a crop is to be padded. A whole crop if not
+        given.
     :param tokens: by name, what else travels with each crop; its frames are ``hop_samples`` long.
     :raises InputError: if every clip is shorter than a crop.
     """
@@ -72,6 +74,7 @@ class CropPlan:
         hop_samples: int,
         seed: int,
         tokens: Mapping[str, SplitTokens] | None = None,
+        min_samples: int | None = None,
     ) -> None:
         lengths = np.asarray(split.num_samples)
         self.split = split
@@ -79,7 +82,7 @@ class CropPlan:
         self.crop_samples = crop_samples
         self.hop_samples = hop_samples
         self.seed = seed
-        self.clips = np.flatnonzero(lengths >= crop_samples)
+        self.clips = np.flatnonzero(lengths >= (min_samples or crop_samples))
         self.too_short = len(lengths) - len(self.clips)
         if not len(self.clips):
             longest = lengths.max() / split.corpus.sample_rate if len(lengths) else 0.0

@@ -1,6 +1,7 @@
 """Config and checked inputs to running parts: the one screen where everything meets."""
 
 import logging
+from collections.abc import Iterator
 from functools import partial
 from typing import assert_never
 
@@ -20,23 +21,27 @@ from etude.pretrain.config import (
     CqtTargetConfig,
     KmeansTargetConfig,
     TargetConfig,
+    TeacherTargetConfig,
 )
+from etude.pretrain.decoder import ConvDecoder
 from etude.pretrain.deepspeed_settings import deepspeed_settings
 from etude.pretrain.distributed import World, sum_over_ranks
-from etude.pretrain.engine import Engine
+from etude.pretrain.engine import Engine, move
 from etude.pretrain.errors import ConfigError
+from etude.pretrain.health import Health, StopAtCollapse
 from etude.pretrain.hooks import Hook, MetricsFile, Progress, SaveCheckpoints, Validate
 from etude.pretrain.inputs import Inputs, find_encoder
 from etude.pretrain.masked_prediction import MaskedPrediction, Mixture
 from etude.pretrain.metrics import MetricSums
 from etude.pretrain.random import derive
 from etude.pretrain.run_folder import RunFolder, cut_metrics
-from etude.pretrain.schedules import warmup_linear
+from etude.pretrain.schedules import Schedule, ramp, tri_stage, warmup_linear
 from etude.pretrain.stop import StopRequest
 from etude.pretrain.targets.base import Target
 from etude.pretrain.targets.codec import CodecTarget
 from etude.pretrain.targets.cqt import CqtTarget
 from etude.pretrain.targets.kmeans import KmeansTarget
+from etude.pretrain.targets.teacher import TeacherTarget
 from etude.pretrain.trainer import Trainer
 
 _log = logging.getLogger(__name__)
@@ -46,10 +51,13 @@ def build_objective(config: Config, inputs: Inputs) -> MaskedPrediction:
     """Encoder, targets and objective, initialised from the seed alone."""
     torch.manual_seed(config.seed)
     encoder = Encoder(config.model)
-    objective = MaskedPrediction(
+    if config.init_from is not None:
+        # Before the targets: a teacher starts as a copy.
+        encoder.load_state_dict(load_encoder(find_encoder(config.init_from)).state_dict())
+    return MaskedPrediction(
         encoder,
         {
-            name: _build_target(name, target, config, inputs)
+            name: _build_target(name, target, config, inputs, encoder)
             for name, target in config.objective.targets.items()
         },
         weights={name: target.weight for name, target in config.objective.targets.items()},
@@ -61,10 +69,9 @@ def build_objective(config: Config, inputs: Inputs) -> MaskedPrediction:
         feature_penalty=config.objective.feature_penalty,
         layer_drop=config.model.layer_drop,
         mixture=_build_mixture(config, inputs.share.micro_batch),
+        views=config.objective.views,
+        decoder=_build_decoder(config),
     )
-    if config.init_from is not None:
-        encoder.load_state_dict(load_encoder(find_encoder(config.init_from)).state_dict())
-    return objective
 
 
 def hours_per_update(config: Config) -> float:
@@ -122,12 +129,8 @@ def train(config: Config, inputs: Inputs, world: World, folder: RunFolder) -> Tr
                 workers=config.data.workers,
                 pin_memory=world.device.type == "cuda",
             ),
-            schedule=warmup_linear(
-                config.optim.lr,
-                warmup_steps=config.optim.warmup_steps,
-                schedule_steps=config.schedule_steps,
-            ),
-            hooks=_hooks(config, inputs, engine, world, folder),
+            schedule=_build_schedule(config),
+            hooks=_hooks(config, inputs, engine, objective, saver, world, folder),
             saver=saver,
             stop=stop,
             seed=config.seed,
@@ -149,19 +152,33 @@ def train(config: Config, inputs: Inputs, world: World, folder: RunFolder) -> Tr
 
 
 def _hooks(
-    config: Config, inputs: Inputs, engine: Engine, world: World, folder: RunFolder
+    config: Config,
+    inputs: Inputs,
+    engine: Engine,
+    objective: MaskedPrediction,
+    saver: SaveCheckpoints,
+    world: World,
+    folder: RunFolder,
 ) -> list[Hook]:
     hooks: list[Hook] = []
+    health, last = config.health, config.train.max_steps
     if inputs.valid is not None:
         measure = partial(
             _validate, engine, inputs.valid, config.data.max_valid_crops, inputs.share
         )
-        every, last = config.logging.valid_every_steps, config.train.max_steps
+        every = config.logging.valid_every_steps
         hooks.append(Validate(measure, every=every, max_steps=last))
+        if health.every_steps:
+            inspect = partial(
+                _inspect, objective, inputs.valid, health.crops, inputs.share, world.device
+            )
+            hooks.append(Health(inspect, every=health.every_steps, max_steps=last))
     if world.is_main:
         events = folder.tensorboard if config.logging.tensorboard else None
         hooks.append(MetricsFile(folder.metrics, events))
-        hooks.append(Progress(config.train.max_steps, config.train.global_batch))
+        hooks.append(Progress(last, config.train.global_batch))
+    limits = {"target_std": health.min_target_std, "prediction_std": health.min_prediction_std}
+    hooks.append(StopAtCollapse(limits, after_steps=health.after_steps, saver=saver))
     return hooks
 
 
@@ -175,7 +192,28 @@ def _validate(engine: Engine, plan: CropPlan, crops: int, share: BatchShare) -> 
     return sums.results()
 
 
-def _build_target(name: str, target: TargetConfig, config: Config, inputs: Inputs) -> Target:
+def _inspect(
+    objective: MaskedPrediction, plan: CropPlan, crops: int, share: BatchShare, device: torch.device
+) -> Iterator[dict[str, Tensor]]:
+    """Features of the first held-out crops: conv, the first, middle and last layer, the targets.
+
+    Every rank looks at all of them: they are few, and a sum over ranks would need matrices.
+    """
+    objective.eval()
+    layers = len(objective.encoder.layers)
+    hidden = {f"layer{i}" for i in range(layers + 1)} - {
+        f"layer{i}" for i in (0, layers // 2, layers)
+    }
+    for batch in held_out_batches(
+        plan, crops=crops, micro_batch=share.micro_batch, rank=0, ranks=1
+    ):
+        features = objective.inspect(move(batch, device))
+        yield {name: value for name, value in features.items() if name not in hidden}
+
+
+def _build_target(
+    name: str, target: TargetConfig, config: Config, inputs: Inputs, encoder: Encoder
+) -> Target:
     match target:
         case KmeansTargetConfig():
             return KmeansTarget(
@@ -206,8 +244,50 @@ def _build_target(name: str, target: TargetConfig, config: Config, inputs: Input
                 algorithm=target.algorithm,
             )
             return CqtTarget(transform, config.model.dim, bins=target.bins)
+        case TeacherTargetConfig():
+            return TeacherTarget(
+                encoder,
+                top_layers=target.top_layers,
+                feature=target.feature,
+                norm=target.layer_norm,
+                decay=ramp(target.decay, target.end_decay, steps=target.anneal_steps),
+                average_positions=target.positions == "averaged",
+                predictor_dim=target.predictor_dim,
+                distance=target.distance,
+                pooled=target.pooled,
+                hears_clean=target.input == "clean",
+                sees_other_view=target.view == "other",
+            )
         case _:
             assert_never(target)
+
+
+def _build_decoder(config: Config) -> ConvDecoder | None:
+    decoder = config.objective.decoder
+    if decoder is None:
+        return None
+    return ConvDecoder(
+        config.model.dim,
+        inner=decoder.dim,
+        layers=decoder.layers,
+        kernel=decoder.kernel,
+        groups=decoder.groups,
+    )
+
+
+def _build_schedule(config: Config) -> Schedule:
+    optim = config.optim
+    if optim.schedule == "tri_stage":
+        assert optim.hold_steps is not None
+        return tri_stage(
+            optim.lr,
+            warmup_steps=optim.warmup_steps,
+            hold_steps=optim.hold_steps,
+            schedule_steps=config.schedule_steps,
+        )
+    return warmup_linear(
+        optim.lr, warmup_steps=optim.warmup_steps, schedule_steps=config.schedule_steps
+    )
 
 
 def _build_mixture(config: Config, micro_batch: int) -> Mixture | None:

@@ -91,6 +91,11 @@ class Checkpoints:
             )
         return None
 
+    def newest_until(self, step: int) -> Path | None:
+        """The newest published checkpoint of update ``step`` or before."""
+        found = [path for path in self.folder.glob("step-????????") if step_of(path) <= step]
+        return max(found, default=None)
+
     def load_engine(self, path: Path, engine: Engine) -> None:
         """Restores weights and optimizer."""
         engine.load(path / _ENGINE)
@@ -102,6 +107,11 @@ class Checkpoints:
                 shutil.rmtree(path)
             except OSError as error:
                 _log.warning("could not delete the old checkpoint %s: %s", path, error)
+
+
+def step_of(path: Path) -> int:
+    """The update of a checkpoint folder."""
+    return int(path.name.removeprefix("step-"))
 
 
 def find_damage(path: Path) -> str | None:

@@ -48,6 +48,11 @@ class DataConfig(Section):
     crop_seconds: Positive = 5.0
     """Length of a training crop in seconds (MERT 5, music2vec 30)."""
 
+    min_clip_seconds: Positive | None = None
+    """Shortest clip that is heard: one between this and ``crop_seconds`` is padded with silence
+    that nothing is learnt from. If not given, clips shorter than a crop are left out. For front
+    ends with layer norm, and targets that do not hear the padding (a teacher, stored tokens)."""
+
     workers: Natural = 2
     """Processes per rank that read and decode; 0 decodes in the training process."""
 
@@ -132,8 +137,57 @@ class CqtTargetConfig(Section):
     """Class of nnAudio: the published one, or a faster, slightly less exact one (docs/cqt.md)."""
 
 
+class TeacherTargetConfig(Section):
+    """Regression of an EMA teacher's layers. Defaults are music2vec's (data2vec's, for audio)."""
+
+    kind: Literal["teacher"]
+
+    weight: Positive = 1.0
+    """Factor of the distance."""
+
+    top_layers: Count = 8
+    """Layers of the teacher that are averaged, from the last one down."""
+
+    feature: Literal["ffn", "hidden"] = "ffn"
+    """``ffn``: what a layer's feed-forward block adds; ``hidden``: what the layer puts out."""
+
+    layer_norm: Literal["instance", "layer", "none"] = "instance"
+    """Of each layer before averaging: over time per dimension, over dimensions per frame, none."""
+
+    decay: Fraction = 0.999
+    """Decay of the average at first."""
+
+    end_decay: Fraction = 0.9999
+    """Decay after ``anneal_steps``."""
+
+    anneal_steps: Natural = 30_000
+    """Updates over which the decay moves linearly."""
+
+    positions: Literal["copied", "averaged"] = "copied"
+    """Whether the teacher's positional convolutions are the student's (fairseq's
+    ``ema_layers_only``) or averaged like the layers."""
+
+    input: Literal["heard", "clean"] = "heard"
+    """Where a mixture is on: whether the teacher, too, hears it, or the clean crop, which costs a
+    second pass of the front end."""
+
+    view: Literal["whole", "other"] = "whole"
+    """What the teacher sees: the whole crop, or another masked view of it (BYOL; needs
+    ``objective.views`` of 2 or more)."""
+
+    predictor_dim: Natural = 0
+    """Inner width of a predictor with one hidden layer (BYOL); 0 is one linear layer (data2vec)."""
+
+    distance: Literal["mse", "cosine"] = "mse"
+    """``mse``: squares summed over dimensions, over sqrt(dim); ``cosine``: 2 - 2 cos (BYOL)."""
+
+    pooled: bool = False
+    """Whether the means over all frames of a crop are compared instead of masked frames."""
+
+
 TargetConfig = Annotated[
-    KmeansTargetConfig | CodecTargetConfig | CqtTargetConfig, Field(discriminator="kind")
+    KmeansTargetConfig | CodecTargetConfig | CqtTargetConfig | TeacherTargetConfig,
+    Field(discriminator="kind"),
 ]
 
 
@@ -172,6 +226,30 @@ class MixtureConfig(Section):
     """Factor on the excerpts."""
 
 
+class DecoderConfig(Section):
+    """Convolutions that fill in the frames an encoder skipped. Defaults: data2vec 2.0, audio."""
+
+    layers: Count = 4
+    """Convolutions."""
+
+    dim: Count = 384
+    """Their width."""
+
+    kernel: Count = 7
+    """Frames seen by each; odd."""
+
+    groups: Count = 16
+    """Groups of each; must divide ``dim``."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "DecoderConfig":
+        if self.dim % self.groups:
+            raise ValueError(f"groups ({self.groups}) must divide dim ({self.dim})")
+        if self.kernel % 2 == 0:
+            raise ValueError(f"kernel must be odd, but is {self.kernel}")
+        return self
+
+
 class ObjectiveConfig(Section):
     """Masked prediction of one or more targets."""
 
@@ -184,6 +262,14 @@ class ObjectiveConfig(Section):
     visible_weight: NonNegative = 0.0
     """Factor of the targets' losses on visible frames (fairseq's ``pred_nomask_weight``, MERT 0)
     where the front end can learn from every frame directly."""
+
+    views: Count = 1
+    """Ways in which each crop is masked per update; its targets are computed once and shared
+    (data2vec 2.0: 8)."""
+
+    decoder: DecoderConfig | None = None
+    """Where given, the transformer's layers skip the masked frames, and convolutions fill them in
+    (data2vec 2.0)."""
 
     feature_penalty: NonNegative = 10.0
     """Factor of the mean square of the conv features (fairseq's ``features_pen``)."""
@@ -218,12 +304,19 @@ class OptimConfig(Section):
     lr: Positive
     """Peak learning rate."""
 
+    schedule: Literal["linear", "tri_stage"] = "linear"
+    """``linear``: up, then down to 0 (MERT); ``tri_stage``: up from 1 % of the peak, held, and
+    exponentially down to 1 % (music2vec)."""
+
     warmup_steps: Natural
-    """Updates from 0 to the peak."""
+    """Updates up to the peak."""
+
+    hold_steps: Natural | None = None
+    """Updates at the peak of ``tri_stage``."""
 
     schedule_steps: Count | None = None
-    """Updates after which the learning rate would reach 0; ``train.max_steps`` if not given.
-    A released model may have stopped long before."""
+    """Updates after which the schedule ends; ``train.max_steps`` if not given. A released model
+    may have stopped long before."""
 
     betas: tuple[Decay, Decay] = (0.9, 0.98)
     eps: Positive = 1e-6
@@ -231,6 +324,25 @@ class OptimConfig(Section):
 
     clip_norm: NonNegative = 10.0
     """Largest norm of the gradient; 0 does not clip."""
+
+
+class HealthConfig(Section):
+    """Whether representations collapse, which no loss tells. Defaults: fairseq's data2vec."""
+
+    every_steps: Natural = 1_000
+    """Updates between looks at conv features, layers and teacher on held-out crops; 0: never."""
+
+    crops: Count = 16
+    """Held-out crops of a look."""
+
+    min_target_std: NonNegative = 0.1
+    """Training stops (status 4) where a teacher's ``target_std`` falls below; 0: never."""
+
+    min_prediction_std: NonNegative = 0.01
+    """The same of ``prediction_std``."""
+
+    after_steps: Natural = 5_000
+    """Updates before which nothing is stopped: targets of a fresh model say little."""
 
 
 class CheckpointConfig(Section):
@@ -268,6 +380,7 @@ class Config(Section):
     objective: ObjectiveConfig
     train: TrainConfig
     optim: OptimConfig
+    health: HealthConfig = HealthConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LoggingConfig = LoggingConfig()
 
@@ -279,16 +392,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check_together(self) -> "Config":
-        crop = round(self.data.crop_seconds * self.model.sample_rate)
-        frames = self.model.grid.num_frames(crop)
-        mask, mixture = self.objective.mask, self.objective.mixture
-        spans = max(1, round(mask.prob * frames / mask.span_frames))
-        if frames - mask.span_frames + 1 < spans or frames < 2:
-            raise ValueError(
-                f"data.crop_seconds ({self.data.crop_seconds}) gives {frames} frames, too few for "
-                f"{spans} masked spans of {mask.span_frames} frames: take longer crops, or lower "
-                "objective.mask.prob or objective.mask.span_frames"
-            )
+        self._check_mask(self.data.crop_seconds, "data.crop_seconds")
+        mixture = self.objective.mixture
         if (
             mixture.prob
             and not mixture.min_seconds <= mixture.max_seconds <= self.data.crop_seconds
@@ -299,6 +404,17 @@ class Config(Section):
                 f"({self.data.crop_seconds})"
             )
         for name, target in self.objective.targets.items():
+            if isinstance(target, TeacherTargetConfig):
+                if target.top_layers > self.model.layers:
+                    raise ValueError(
+                        f"objective.targets.{name}.top_layers ({target.top_layers}) must not "
+                        f"exceed model.layers ({self.model.layers})"
+                    )
+                if target.view == "other" and self.objective.views < 2:
+                    raise ValueError(
+                        f"objective.targets.{name}.view: other needs objective.views of 2 or "
+                        f"more, but it is {self.objective.views}"
+                    )
             if isinstance(target, CodecTargetConfig):
                 if target.source == "online" and target.weights is None:
                     raise ValueError(
@@ -313,12 +429,67 @@ class Config(Section):
                         f"Hz, above half the sample rate ({self.model.sample_rate / 2:.0f} Hz): "
                         "take fewer bins or more per octave"
                     )
-        if self.schedule_steps <= self.optim.warmup_steps and self.optim.schedule_steps is not None:
+        self._check_padding()
+        self._check_schedule()
+        return self
+
+    def _check_padding(self) -> None:
+        shortest = self.data.min_clip_seconds
+        if shortest is None:
+            return
+        if shortest > self.data.crop_seconds:
+            raise ValueError(
+                f"data.min_clip_seconds ({shortest}) must not exceed data.crop_seconds "
+                f"({self.data.crop_seconds})"
+            )
+        if self.model.conv_norm == "group":
+            raise ValueError(
+                "data.min_clip_seconds pads short clips, which needs model.conv_norm: layer: a "
+                "group norm over time takes its statistics from the padding too"
+            )
+        if self.objective.decoder is not None:
+            raise ValueError(
+                "data.min_clip_seconds pads short clips, and objective.decoder needs equally many "
+                "visible frames in each: leave one of them out"
+            )
+        for name, target in self.objective.targets.items():
+            stored = isinstance(target, CodecTargetConfig) and target.source == "stored"
+            framewise = isinstance(target, TeacherTargetConfig) and not target.pooled
+            if not (stored or framewise):
+                raise ValueError(
+                    f"data.min_clip_seconds pads short clips, which objective.targets.{name} "
+                    "would hear: it goes with teachers that are not pooled and with stored tokens"
+                )
+        self._check_mask(shortest, "data.min_clip_seconds")
+
+    def _check_mask(self, seconds: float, key: str) -> None:
+        mask = self.objective.mask
+        frames = self.model.grid.num_frames(round(seconds * self.model.sample_rate))
+        spans = max(1, round(mask.prob * frames / mask.span_frames))
+        if frames - mask.span_frames + 1 < spans or frames < 2:
+            raise ValueError(
+                f"{key} ({seconds}) gives {frames} frames, too few for {spans} masked spans of "
+                f"{mask.span_frames} frames: take longer crops, or lower objective.mask.prob or "
+                "objective.mask.span_frames"
+            )
+
+    def _check_schedule(self) -> None:
+        optim = self.optim
+        if self.schedule_steps <= optim.warmup_steps and optim.schedule_steps is not None:
             raise ValueError(
                 f"optim.schedule_steps ({self.schedule_steps}) must exceed optim.warmup_steps "
-                f"({self.optim.warmup_steps})"
+                f"({optim.warmup_steps})"
             )
-        return self
+        if (optim.schedule == "tri_stage") != (optim.hold_steps is not None):
+            raise ValueError(
+                "optim.hold_steps goes with optim.schedule: tri_stage, which needs it; it is "
+                f"{optim.hold_steps} with {optim.schedule}"
+            )
+        if optim.hold_steps and optim.warmup_steps + optim.hold_steps > self.schedule_steps:
+            raise ValueError(
+                f"optim.warmup_steps ({optim.warmup_steps}) and optim.hold_steps "
+                f"({optim.hold_steps}) must not exceed the schedule's {self.schedule_steps} updates"
+            )
 
     @property
     def schedule_steps(self) -> int:
@@ -330,6 +501,12 @@ class Config(Section):
         target = self.objective.targets[name]
         assert isinstance(target, KmeansTargetConfig)
         return target.centroids or self.data.corpus / f"kmeans-{name}.safetensors"
+
+    @property
+    def min_clip_samples(self) -> int:
+        """Length of the shortest clip that is heard, in samples."""
+        seconds = self.data.min_clip_seconds
+        return self.crop_samples if seconds is None else round(seconds * self.model.sample_rate)
 
     @property
     def crop_samples(self) -> int:

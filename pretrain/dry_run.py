@@ -57,8 +57,9 @@ def describe_run(
 
 
 def _parameters(objective: nn.Module) -> list[tuple[str, int]]:
-    def count(module: nn.Module) -> int:
-        return sum(parameter.numel() for parameter in module.parameters())
+    def count(module: nn.Module, *, trained: bool = True) -> int:
+        parameters = module.parameters()
+        return sum(p.numel() for p in parameters if p.requires_grad == trained)
 
     encoder = objective.get_submodule("encoder")
     rows = [(f"encoder.{name}", count(child)) for name, child in encoder.named_children()]
@@ -66,7 +67,11 @@ def _parameters(objective: nn.Module) -> list[tuple[str, int]]:
     rows.append(("encoder", count(encoder)))
     targets = objective.get_submodule("targets")
     rows += [(f"head of {name}", count(child)) for name, child in targets.named_children()]
-    rows.append(("all", count(objective)))
+    others = [child for name, child in objective.named_children() if name == "decoder"]
+    rows += [("decoder", count(child)) for child in others]
+    rows.append(("all that is trained", count(objective)))
+    if kept := count(objective, trained=False):
+        rows.append(("teacher (not trained)", kept))
     return rows
 
 

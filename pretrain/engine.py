@@ -44,9 +44,9 @@ class Engine(Protocol):
 def build_optimizer(
     module: nn.Module, config: OptimConfig, device: torch.device
 ) -> torch.optim.AdamW:
-    """AdamW over all parameters, decay included, as fairseq's ``adam`` does."""
+    """AdamW over all trained parameters, decay included, as fairseq's ``adam`` does."""
     return torch.optim.AdamW(
-        module.parameters(),
+        [parameter for parameter in module.parameters() if parameter.requires_grad],
         lr=config.lr,
         betas=config.betas,
         eps=config.eps,

@@ -1,5 +1,7 @@
 """Errors that are addressed to the user, each with its documented exit status."""
 
+from pathlib import Path
+
 
 class ConfigError(Exception):
     """A setting that cannot work: unknown key, wrong type, impossible geometry, missing path."""
@@ -8,9 +10,20 @@ class ConfigError(Exception):
 
 
 class NumericsError(Exception):
-    """Training stopped being finite."""
+    """Training stopped being finite, or collapsed."""
 
     exit_status = 4
+
+
+class CollapseError(NumericsError):
+    """Representations lost their spread.
+
+    :param checkpoint: the last healthy one, where there is one.
+    """
+
+    def __init__(self, message: str, *, checkpoint: Path | None) -> None:
+        super().__init__(message)
+        self.checkpoint = checkpoint
 
 
 class CheckpointError(Exception):

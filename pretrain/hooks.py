@@ -146,6 +146,10 @@ class SaveCheckpoints(Hook):
         )
         trainer.checkpoint_step = trainer.step
 
+    def newest_until(self, step: int) -> Path | None:
+        """The newest checkpoint of update ``step`` or before."""
+        return self._checkpoints.newest_until(step)
+
 
 class Validate(Hook):
     """Measures the objective on held-out crops, the same ones each time."""

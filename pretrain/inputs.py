@@ -168,6 +168,7 @@ def _plan(config: Config, corpus: Corpus, tokens: dict[str, Tokens], split: str)
         hop_samples=config.model.grid.hop_samples,
         seed=config.seed,
         tokens={name: opened.split(split) for name, opened in tokens.items()},
+        min_samples=config.min_clip_samples,
     )
 
 
@@ -265,8 +266,8 @@ def _notes(
         )
     if train.too_short:
         notes.append(
-            f"{train.too_short} of {len(train.split)} training clips are shorter than a crop of "
-            f"{config.data.crop_seconds:g} s and are left out."
+            f"{train.too_short} of {len(train.split)} training clips are shorter than "
+            f"{config.min_clip_samples / config.model.sample_rate:g} s and are left out."
         )
     if valid is None:
         notes.append("there are fewer held-out crops than ranks: no validation.")

@@ -27,7 +27,13 @@ from etude.data.plan import CropPlan
 from etude.data.tokens import Codes, SplitTokens
 from etude.models.frames import FrameGrid
 from etude.models.spectral import LogMel
-from etude.pretrain.config import CodecTargetConfig, Config, CqtTargetConfig, KmeansTargetConfig
+from etude.pretrain.config import (
+    CodecTargetConfig,
+    Config,
+    CqtTargetConfig,
+    KmeansTargetConfig,
+    TeacherTargetConfig,
+)
 from etude.pretrain.inputs import Inputs
 from etude.pretrain.random import derive
 
@@ -95,12 +101,15 @@ def check_labels(config: Config, inputs: Inputs) -> Iterator[str]:
                     codec=inputs.codecs.get(name),
                     seed=config.seed,
                 )
-            case CqtTargetConfig():
+            case CqtTargetConfig() | TeacherTargetConfig():
                 pass
     if not computed:
         return
     crops = [read_crop(inputs.train, position) for position in range(SAMPLE_CROPS)]
-    parts = [collate(crops[i : i + 8], update=0).waveform for i in range(0, len(crops), 8)]
+    parts = [
+        collate(crops[i : i + 8], update=0, crop_samples=config.crop_samples).waveform
+        for i in range(0, len(crops), 8)
+    ]
     for name, target in computed.items():
         if isinstance(target, KmeansTargetConfig):
             quantizer = inputs.quantizers[name]

@@ -8,7 +8,7 @@ import torch
 from torch import distributed as dist
 
 from etude.pretrain.assemble import train
-from etude.pretrain.checkpoint import find_damage
+from etude.pretrain.checkpoint import find_damage, step_of
 from etude.pretrain.config import Config
 from etude.pretrain.distributed import World, complete_environment, current_world
 from etude.pretrain.dry_run import describe_run
@@ -40,6 +40,7 @@ def train_run(config: Config) -> int:
     for note in inputs.notes:
         _log.warning("%s", note)
     code, reason, step = 1, "failed", 0
+    healthy: Path | None = None
     try:
         for line in check_labels(config, inputs):
             _log.info("labels: %s", line)
@@ -50,15 +51,16 @@ def train_run(config: Config) -> int:
         raise
     except Exception as error:
         code, reason = getattr(error, "exit_status", 1), str(error) or type(error).__name__
+        healthy = getattr(error, "checkpoint", None)
         raise
     finally:
         ignore_signals()  # a launcher signals all ranks as soon as one of them is gone
         if world.is_main:
-            newest = _newest_checkpoint(folder, trusted=code in (0, 75))
+            newest = healthy or _newest_checkpoint(folder, trusted=code in (0, 75))
             folder.write_exit(
                 code=code,
                 reason=reason,
-                step=step or _step_of(newest),
+                step=step or (0 if newest is None else step_of(newest)),
                 rank=world.rank,
                 checkpoint=newest,
             )
@@ -95,7 +97,3 @@ def _start_log(path: Path, world: World) -> None:
 def _newest_checkpoint(folder: RunFolder, *, trusted: bool) -> Path | None:
     found = sorted(folder.checkpoints.glob("step-????????"), reverse=True)
     return next((path for path in found if trusted or find_damage(path) is None), None)
-
-
-def _step_of(checkpoint: Path | None) -> int:
-    return 0 if checkpoint is None else int(checkpoint.name.removeprefix("step-"))

@@ -2,19 +2,25 @@
 
     mix -> front end -> mask -> context -> for every target: compute, head, loss on masked frames
 
+With several views, each crop is masked in several ways and its targets are computed once (data2vec
+2.0, section 3.1). Rows of views are ordered view by view: row v * B + b is view v of crop b.
+
 MERT v1 = {codec, cqt}, MERT v0 = {logmel, chroma, cqt}, music2vec = {teacher}: the methods differ
 only in the targets (Li et al., "MERT", 2023; Hsu et al., "HuBERT", 2021; Baevski et al.,
 "data2vec", 2022).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from etude.data.batch import AudioBatch
+from etude.models.context import EncoderOutput
 from etude.models.encoder import Encoder
-from etude.pretrain.masking import FrameMask, masked_count, span_mask
+from etude.models.frontend import Features
+from etude.pretrain.decoder import ConvDecoder
+from etude.pretrain.masking import FrameMask, masked_count, padded_span_mask, span_mask
 from etude.pretrain.metrics import Mean, Metric
 from etude.pretrain.objective import StepOutput
 from etude.pretrain.random import derive, uniform_number
@@ -38,6 +44,8 @@ class MaskedPrediction(nn.Module):
     :param feature_penalty: factor of the mean square of the raw conv features (fairseq's
         ``features_pen``; 10 in MERT).
     :param layer_drop: probability that a layer is passed over, in training alone.
+    :param views: ways in which each crop is masked, for one computation of its targets.
+    :param decoder: fills in the masked frames, which the encoder's layers then do not see.
     :param mixture: applied to the input and never to the targets, in training alone.
     """
 
@@ -55,6 +63,8 @@ class MaskedPrediction(nn.Module):
         feature_penalty: float = 0.0,
         layer_drop: float = 0.0,
         mixture: Mixture | None = None,
+        views: int = 1,
+        decoder: ConvDecoder | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -68,7 +78,10 @@ class MaskedPrediction(nn.Module):
         self.feature_penalty = feature_penalty
         self.layer_drop = layer_drop
         self.mixture = mixture
-        self._mask_key = derive(seed, "mask")
+        self.views = views
+        self.decoder = decoder
+        # The first view's masks are those of a run with one view.
+        self._mask_keys = [derive(seed, "mask", *([view] if view else [])) for view in range(views)]
 
     def forward(self, batch: AudioBatch) -> StepOutput:
         """Loss per masked frame, and metrics named ``TARGET/quantity``."""
@@ -76,31 +89,34 @@ class MaskedPrediction(nn.Module):
         mixing = self.mixture is not None and self.training
         heard = self.mixture(clean, batch.sample_ids) if mixing and self.mixture else clean
 
-        features = self.encoder.frontend(heard)
-        num_frames = features.projected.shape[1]
-        mask = self.mask(batch.sample_ids, num_frames)
-        output = self.encoder.context(
-            features.projected, mask=mask.bool_BF, keep_layers=self._kept_layers(batch)
-        )
-        hidden_BMD = _rows(output.last, mask.index_BM)
+        features: Features = self.encoder.frontend(heard, batch.num_samples)
+        mask = self.mask(batch, features.projected.shape[1])
+        predicted_BFD = self._predict(features.projected, mask, self._kept_layers(batch))
+        hidden_BMD = _rows(predicted_BFD, mask.index_BM, mask.masked_counts)
 
-        context = FrameContext(clean, num_frames, batch.codes)
         loss = clean.new_zeros(())
         metrics: dict[str, Metric] = {}
         for name, target in self.targets.items():
             assert isinstance(target, Target)
             with torch.no_grad():
-                target_BF = target.compute(context)
-            compared = target.loss(
-                hidden_BMD,
-                _rows(target_BF, mask.index_BM),
-                _rows(target_BF, mask.nearest_visible_BM),
-            )
+                target_BF = self._target_of(target, batch, heard, features.projected, mask)
+            if target.everywhere:
+                compared = target.loss(predicted_BFD, target_BF, target_BF)
+            else:
+                compared = target.loss(
+                    hidden_BMD,
+                    _rows(target_BF, mask.index_BM, mask.masked_counts),
+                    _rows(target_BF, mask.nearest_visible_BM, mask.masked_counts),
+                )
             loss = loss + self.weights[name] * compared.loss
             metrics.update({f"{name}/{key}": value for key, value in compared.metrics.items()})
-            if self.visible_weight:
-                visible_BV = _rows(target_BF, mask.visible_BV)
-                seen = target.loss(_rows(output.last, mask.visible_BV), visible_BV, visible_BV)
+            if self.training:
+                known = target.metrics(int(batch.update))
+                metrics.update({f"{name}/{key}": value for key, value in known.items()})
+            if self.visible_weight and not target.everywhere:
+                visible_BV = _rows(target_BF, mask.visible_BV, mask.visible_counts)
+                hidden_BVD = _rows(predicted_BFD, mask.visible_BV, mask.visible_counts)
+                seen = target.loss(hidden_BVD, visible_BV, visible_BV)
                 loss = loss + self.visible_weight * self.weights[name] * seen.loss
                 metrics[f"{name}/visible_loss"] = seen.metrics["loss"]
 
@@ -114,21 +130,109 @@ class MaskedPrediction(nn.Module):
         metrics["loss"] = Mean.of(loss, len(clean))
         return StepOutput(loss, metrics)
 
-    def mask(self, sample_ids: Tensor, num_frames: int) -> FrameMask:
-        """The mask of each sample: a pure function of the seed and its id."""
-        if self.mask_fraction is None:
-            count = masked_count(num_frames, prob=self.mask_prob, span=self.mask_span)
+    def mask(self, batch: AudioBatch, num_frames: int) -> FrameMask:
+        """The masks of every view, (views * B) rows: pure functions of seed, view and sample id.
+
+        A row of a padded batch gets the mask that its clip would get alone.
+        """
+        counts = self._frame_counts(batch)
+        if counts is None:
+            masks = [
+                span_mask(
+                    key,
+                    batch.sample_ids,
+                    num_frames=num_frames,
+                    count=self._masked_count(num_frames),
+                    span=self.mask_span,
+                )
+                for key in self._mask_keys
+            ]
         else:
-            count = min(max(1, round(self.mask_fraction * num_frames)), num_frames - 1)
-        return span_mask(
-            self._mask_key, sample_ids, num_frames=num_frames, count=count, span=self.mask_span
-        )
+            masks = [
+                padded_span_mask(
+                    key,
+                    batch.sample_ids,
+                    num_frames=counts,
+                    counts=[self._masked_count(count) for count in counts],
+                    span=self.mask_span,
+                )
+                for key in self._mask_keys
+            ]
+        return _stacked(masks)
+
+    @torch.no_grad()
+    def inspect(self, batch: AudioBatch) -> dict[str, Tensor]:
+        """What the encoder makes of whole, unmasked crops, for a look at its health.
+
+        :returns: ``conv`` (B, F, C), ``layer0`` (the input of the first layer) to ``layerN``, and
+            what a target computes where that moves, each (B, F, D).
+        """
+        features: Features = self.encoder.frontend(batch.waveform, batch.num_samples)
+        output = self.encoder.context(features.projected, num_frames=self._frame_counts(batch))
+        found = {"conv": features.raw}
+        found |= {f"layer{i}": state for i, state in enumerate(output.hidden_states)}
+        context = self._context(batch, features.projected)
+        for name, target in self.targets.items():
+            assert isinstance(target, Target)
+            if target.moves:
+                found[name] = target.compute(context)
+        return found
 
     def after_step(self, update: int) -> None:
         """Lets targets that move without gradients move."""
         for target in self.targets.values():
             assert isinstance(target, Target)
-            target.after_step(update)
+            target.after_step(update, self.encoder)
+
+    def _predict(self, projected: Tensor, mask: FrameMask, keep_layers: Tensor | None) -> Tensor:
+        """What the student makes of all views, (views * B, F, D)."""
+        projected = projected.repeat(self.views, 1, 1)
+        if self.decoder is None:
+            output: EncoderOutput = self.encoder.context(
+                projected,
+                mask=mask.bool_BF,
+                num_frames=mask.num_frames,
+                keep_layers=keep_layers,
+            )
+            return output.last
+        visible_BV = mask.visible_BV
+        output = self.encoder.context(
+            projected, mask=mask.bool_BF, kept_BV=visible_BV, keep_layers=keep_layers
+        )
+        filled: Tensor = self.decoder(output.last, visible_BV, projected.shape[1])
+        # Visible frames are the encoder's own; the decoder answers for the hidden ones.
+        index = visible_BV[..., None].expand_as(output.last)
+        return filled.scatter(1, index, output.last.to(filled.dtype))
+
+    def _target_of(
+        self, target: Target, batch: AudioBatch, heard: Tensor, projected: Tensor, mask: FrameMask
+    ) -> Tensor:
+        """The target of every row of every view, (views * B, F, …)."""
+        if target.hears_clean and heard is not batch.waveform:
+            projected = self.encoder.frontend(batch.waveform, batch.num_samples).projected
+        context = self._context(batch, projected.detach())
+        if not target.sees_other_view:
+            computed = target.compute(context)
+            return computed.repeat(self.views, *[1] * (computed.dim() - 1))
+        # Every view is compared with what the teacher makes of the next one.
+        other_BF = mask.bool_BF.roll(-len(batch.waveform), dims=0)
+        masked = self.encoder.masked(projected.detach().repeat(self.views, 1, 1), other_BF)
+        return target.compute(context._replace(projected=masked, frame_counts=mask.num_frames))
+
+    def _context(self, batch: AudioBatch, projected: Tensor) -> FrameContext:
+        return FrameContext(
+            batch.waveform, projected.shape[1], batch.codes, projected, self._frame_counts(batch)
+        )
+
+    def _frame_counts(self, batch: AudioBatch) -> list[int] | None:
+        if batch.num_samples is None:
+            return None
+        return [self.encoder.grid.num_frames(length) for length in batch.num_samples.tolist()]
+
+    def _masked_count(self, num_frames: int) -> int:
+        if self.mask_fraction is None:
+            return masked_count(num_frames, prob=self.mask_prob, span=self.mask_span)
+        return min(max(1, round(self.mask_fraction * num_frames)), num_frames - 1)
 
     def _kept_layers(self, batch: AudioBatch) -> Tensor | None:
         if not self.training or self.layer_drop == 0.0:
@@ -141,6 +245,39 @@ class MaskedPrediction(nn.Module):
         return torch.tensor(draws, device=batch.waveform.device) >= self.layer_drop
 
 
-def _rows(values_BF: Tensor, index_BM: Tensor) -> Tensor:
-    """Picks frames ``index_BM`` of ``values_BF`` (B, F, …)."""
-    return values_BF[torch.arange(len(values_BF), device=values_BF.device)[:, None], index_BM]
+def _rows(values_BF: Tensor, index_BM: Tensor, counts: Sequence[int] | None) -> Tensor:
+    """Picks frames ``index_BM`` of ``values_BF`` (B, F, …).
+
+    :param counts: of a padded batch: how many of each row's indices count. All of them together
+        are then one long row, (1, N, …).
+    """
+    if counts is None:
+        rows = torch.arange(len(values_BF), device=values_BF.device)
+        return values_BF[rows[:, None], index_BM]
+    picked = [
+        values[index[:count]]
+        for values, index, count in zip(values_BF, index_BM, counts, strict=True)
+    ]
+    return torch.cat(picked)[None]
+
+
+def _stacked(masks: Sequence[FrameMask]) -> FrameMask:
+    """The masks of several views as one, view by view."""
+    first = masks[0]
+    if len(masks) == 1:
+        return first
+    stacked = FrameMask(
+        torch.cat([mask.bool_BF for mask in masks]),
+        torch.cat([mask.index_BM for mask in masks]),
+        torch.cat([mask.visible_BV for mask in masks]),
+        torch.cat([mask.nearest_visible_BM for mask in masks]),
+    )
+    if first.num_frames is None:
+        return stacked
+    assert first.masked_counts is not None and first.visible_counts is not None
+    views = len(masks)  # of which each hides as many frames of a row
+    return stacked._replace(
+        num_frames=views * first.num_frames,
+        masked_counts=views * first.masked_counts,
+        visible_counts=views * first.visible_counts,
+    )

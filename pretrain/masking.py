@@ -6,6 +6,7 @@ many as the batch's smallest. Here the count is fixed beforehand, at the mean th
 (see :func:`masked_count`), so that shapes are static and nothing waits for the device.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -25,10 +26,19 @@ class FrameMask(NamedTuple):
     """Indices of the masked frames in ascending order, int64 (B, M)."""
 
     visible_BV: Tensor
-    """Indices of the other frames in ascending order, int64 (B, F - M)."""
+    """Indices of the other frames in ascending order, int64 (B, V)."""
 
     nearest_visible_BM: Tensor
     """For each masked frame the index of the nearest visible one (the earlier at a tie), (B, M)."""
+
+    num_frames: tuple[int, ...] | None = None
+    """In a padded batch: the true frames of each row."""
+
+    masked_counts: tuple[int, ...] | None = None
+    """In a padded batch: how many of a row's ``index_BM`` count, the others being fill."""
+
+    visible_counts: tuple[int, ...] | None = None
+    """In a padded batch: how many of a row's ``visible_BV`` count."""
 
 
 def masked_count(num_frames: int, *, prob: float, span: int) -> int:
@@ -66,17 +76,68 @@ def span_mask(key: int, sample_ids: Tensor, *, num_frames: int, count: int, span
     :param key: from :func:`etude.pretrain.random.derive`.
     :param sample_ids: int64 (B,).
     """
-    starts = num_frames - span + 1
-    time = uniform(key, sample_ids, starts)
-    # A frame is covered at the earliest time of the starts up to span - 1 frames before it.
-    padded = F.pad(time, (span - 1, span - 1), value=2.0)
-    covered_at = -F.max_pool1d(-padded[:, None], span, stride=1)[:, 0]
+    time = uniform(key, sample_ids, num_frames - span + 1)
+    covered_at = _covered_at(time, span)
     # A stable sort cuts the last span at its end rather than in its middle.
     order = torch.argsort(covered_at, dim=1, stable=True)
     index = order[:, :count].sort(dim=1).values
     visible = order[:, count:].sort(dim=1).values
     masked = torch.zeros_like(covered_at, dtype=torch.bool).scatter_(1, index, True)
     return FrameMask(masked, index, visible, _nearest_visible(masked).gather(1, index))
+
+
+def padded_span_mask(
+    key: int,
+    sample_ids: Tensor,
+    *,
+    num_frames: Sequence[int],
+    counts: Sequence[int],
+    span: int,
+) -> FrameMask:
+    """Draws for each row of a padded batch the mask that its clip alone would get.
+
+    :param num_frames: true frames of each row; the batch is as long as the longest.
+    :param counts: frames to mask of each row.
+    """
+    device = sample_ids.device
+    frame_F = torch.arange(max(num_frames), device=device)
+    length_B1 = torch.tensor(list(num_frames), device=device)[:, None]
+    count_B1 = torch.tensor(list(counts), device=device)[:, None]
+
+    time = uniform(key, sample_ids, max(num_frames) - span + 1)
+    starts_B1 = length_B1 - span + 1
+    time = time.masked_fill(frame_F[: time.shape[1]] >= starts_B1, _NEVER)
+    order = torch.argsort(_covered_at(time, span), dim=1, stable=True)
+    # Frames past a row's end come last in the order, so ranks alone tell the three kinds apart.
+    rank = torch.empty_like(order).scatter_(1, order, frame_F.expand_as(order))
+    masked = rank < count_B1
+    inside = frame_F < length_B1
+    visible_counts = tuple(length - count for length, count in zip(num_frames, counts, strict=True))
+    index = _indices(masked, max(counts))
+    return FrameMask(
+        masked,
+        index,
+        _indices(inside & ~masked, max(visible_counts)),
+        _nearest_visible(masked | ~inside).gather(1, index),
+        tuple(num_frames),
+        tuple(counts),
+        visible_counts,
+    )
+
+
+_NEVER = 2.0
+"""Later than any random time."""
+
+
+def _covered_at(time: Tensor, span: int) -> Tensor:
+    """A frame is covered at the earliest time of the starts up to span - 1 frames before it."""
+    padded = F.pad(time, (span - 1, span - 1), value=_NEVER)
+    return -F.max_pool1d(-padded[:, None], span, stride=1)[:, 0]
+
+
+def _indices(chosen_BF: Tensor, count: int) -> Tensor:
+    """Indices of the true frames of each row in ascending order, filled up to ``count``."""
+    return torch.argsort(~chosen_BF, dim=1, stable=True)[:, :count]
 
 
 def _nearest_visible(masked_BF: Tensor) -> Tensor:

@@ -54,6 +54,19 @@ class Spread:
         return Spread(torch.cat([count, wide.sum(dim=0), wide.square().sum(dim=0)]))
 
 
+class Deviation(Spread):
+    """The same moments, reported as the standard deviation of a dimension, averaged over them.
+
+    Zero where all vectors are equal: what a collapse looks like. data2vec's ``compute_var``
+    (fairseq ``data2vec_audio.py``) with n instead of n - 1.
+    """
+
+    @staticmethod
+    def of(vectors: Tensor) -> "Deviation":
+        """The moments of ``vectors`` (N, D)."""
+        return Deviation(Spread.of(vectors).moments)
+
+
 Metric = Mean | LabelCounts | Spread
 
 
@@ -99,9 +112,12 @@ class MetricSums:
         for name, value in self._sums.items():
             if self._kinds[name] is Mean:
                 results[name] = float(value[0] / value[1])
-            elif self._kinds[name] is Spread:
+            elif issubclass(self._kinds[name], Spread):
                 mean, square = (value[1:] / value[0]).chunk(2)
-                results[name] = float((square - mean.square()).mean())
+                variance = (square - mean.square()).clamp(min=0.0)
+                if self._kinds[name] is Deviation:
+                    variance = variance.sqrt()
+                results[name] = float(variance.mean())
             else:
                 share = value / value.sum()
                 target = name.rpartition("/")[0]

@@ -28,5 +28,8 @@ class Objective(Protocol):
     def __call__(self, batch: AudioBatch) -> StepOutput:
         """The loss of a micro-batch."""
 
+    def inspect(self, batch: AudioBatch) -> Mapping[str, Tensor]:
+        """Frame features (B, F, D) by name, of unmasked crops: what its health is judged by."""
+
     def after_step(self, update: int) -> None:
         """Called once after each optimizer update, for what moves without gradients."""

@@ -20,6 +20,7 @@ _MAY_DIFFER = (
     "data.workers",
     "logging.",
     "checkpoint.",
+    "health.",
     "probe.",
     "perf.",
 )

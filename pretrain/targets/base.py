@@ -1,12 +1,13 @@
 """What a target is: it computes what to predict, and owns the head and loss of predicting it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from etude.models.encoder import Encoder
 from etude.pretrain.metrics import Metric
 
 
@@ -22,6 +23,14 @@ class FrameContext(NamedTuple):
     codes: Mapping[str, Tensor] = MappingProxyType({})
     """Stored tokens by the codec's name, int64 (B, >= num_frames, K), aligned to the frames."""
 
+    projected: Tensor | None = None
+    """The encoder's projected features before dropout and mask, detached, (B, F, D): of what the
+    encoder heard, or for a target that ``hears_clean`` of the clean audio. For a target that
+    ``sees_other_view``: of every view, masked as the next view is, (views * B, F, D)."""
+
+    frame_counts: Sequence[int] | None = None
+    """True frames of each row in a padded batch."""
+
 
 class TargetLoss(NamedTuple):
     """Result of comparing predictions with a target."""
@@ -34,7 +43,19 @@ class TargetLoss(NamedTuple):
 
 
 class Target(nn.Module, ABC):
-    """One stream of targets. Adding one: this class, a test, a line in ``targets/__init__``."""
+    """One stream of targets. Adding one: this class, a test, a section in ``config.py``."""
+
+    moves = False
+    """Whether it changes in training, so that its health is worth a look."""
+
+    hears_clean = False
+    """Whether ``projected`` must be of the clean audio: a second pass where there is a mixture."""
+
+    sees_other_view = False
+    """Whether each masked view is compared with a target computed from another one (BYOL)."""
+
+    everywhere = False
+    """Whether :meth:`loss` is given all frames rather than the masked ones."""
 
     @abstractmethod
     def compute(self, context: FrameContext) -> Tensor:
@@ -49,5 +70,9 @@ class Target(nn.Module, ABC):
         :param copied_BM: the target at the nearest visible frame of each: the baseline of copying.
         """
 
-    def after_step(self, update: int) -> None:  # noqa: B027 - most targets do not move
-        """Called once after each optimizer update."""
+    def metrics(self, update: int) -> Mapping[str, Metric]:
+        """What is known without a batch, such as a decay; named as in :class:`TargetLoss`."""
+        return {}
+
+    def after_step(self, update: int, encoder: Encoder) -> None:  # noqa: B027 - most do not move
+        """Called once after each optimizer update (from 0) that was applied."""

@@ -1,11 +1,14 @@
-"""A small corpus with codec tokens, encoded once for all tests that need one."""
+"""What several tests of training share: a corpus with codec tokens, a world of one."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from audio_files import tune, write
 from codec_weights import standin_weights
+from torch import distributed as dist
 
 from etude.data.prepare import PrepareSettings, prepare
 from etude.data.shards import Corpus, open_corpus
@@ -42,3 +45,23 @@ def encoded(short_corpus: Corpus, codec: Codec, tmp_path_factory: pytest.TempPat
     corpus = open_corpus(root)
     assert encode_corpus(corpus, codec, lanes=3, chunk_seconds=2.0) is not None
     return corpus
+
+
+@pytest.fixture(scope="session")
+def world_of_one() -> Iterator[None]:
+    """Needs no port. Once per session: DeepSpeed keeps the first group that it sees."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def process_group(world_of_one: None) -> Iterator[None]:
+    """A world of one, and what DeepSpeed reads of the environment."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # these tensors are too small to share
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCAL_RANK", "0")
+        patch.setenv("DS_ACCELERATOR", "cpu")
+        yield
+    torch.set_num_threads(threads)

@@ -3,50 +3,21 @@
 import math
 import os
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
 import yaml
-from torch import Tensor
-from torch import distributed as dist
+from engine_parts import DDP, ENGINES, LR, STAGES, Training
 from training_parts import SMALL, small_quantizer
 
-from etude.data.batch import AudioBatch
-from etude.data.pipeline import training_batches
 from etude.data.shards import Corpus
-from etude.pretrain.assemble import build_engine, build_objective
-from etude.pretrain.config_file import load_config
-from etude.pretrain.distributed import World
-from etude.pretrain.engine import UpdateResult
 from etude.pretrain.errors import CheckpointError
-from etude.pretrain.inputs import check_inputs
 from etude.pretrain.quantizer import save_quantizer
 
-ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
-LR = 1e-3
-
-DDP = ("train.engine=ddp",)
-STAGES = [(f"deepspeed.zero_optimization.stage={stage}",) for stage in (0, 1, 2)]
-ENGINES = [pytest.param(DDP, id="ddp")]
-ENGINES += [pytest.param(words, id=f"stage {stage}") for stage, words in enumerate(STAGES)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def process_group() -> Iterator[None]:
-    """A world of one that needs no port; what DeepSpeed reads of the environment ends with it."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # these tensors are too small to share
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LOCAL_RANK", "0")
-        patch.setenv("DS_ACCELERATOR", "cpu")
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-        yield
-        dist.destroy_process_group()
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("process_group")
 
 
 @pytest.fixture(scope="module")
@@ -74,57 +45,6 @@ def recipe(small_corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Pa
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(values))
     return path
-
-
-class Update(NamedTuple):
-    """What one update of all its micro-batches gave."""
-
-    loss: float
-    grad_norm: float
-    skipped: bool
-
-
-class Training:
-    """An engine built as a run builds it, and its batches."""
-
-    def __init__(self, recipe: Path, *words: str) -> None:
-        config = load_config(recipe, words)
-        self.inputs = check_inputs(config, rank=0, ranks=1, device="cpu")
-        self.objective = build_objective(config, self.inputs)
-        self.engine = build_engine(self.objective, config, ALONE, self.inputs.share)
-
-    def batches(self, first_update: int) -> Iterator[AudioBatch]:
-        return training_batches(
-            self.inputs.train,
-            self.inputs.share,
-            first_update=first_update,
-            workers=0,
-            pin_memory=False,
-        )
-
-    def train(self, updates: range) -> list[Update]:
-        batches = self.batches(updates.start)
-        done = []
-        for _ in updates:
-            losses = [
-                self.engine.accumulate(next(batches)).loss.item()
-                for _ in range(self.inputs.share.micro_batches)
-            ]
-            done.append(Update(sum(losses) / len(losses), *self.engine.update(LR)))
-        return done
-
-    def train_on_nan(self, update: int, *, micro_batch: int) -> UpdateResult:
-        """One update in which a single sample of one micro-batch is not a number."""
-        batches = self.batches(update)
-        for number in range(self.inputs.share.micro_batches):
-            batch = next(batches)
-            if number == micro_batch:
-                batch.waveform[1, 1000] = math.nan
-            self.engine.accumulate(batch)
-        return self.engine.update(LR)
-
-    def state(self) -> dict[str, Tensor]:
-        return {name: value.clone() for name, value in self.objective.state_dict().items()}
 
 
 def assert_close(

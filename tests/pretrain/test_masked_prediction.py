@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from training_parts import GRID, audio_batch, noise, small_encoder, small_quantizer
 
 from etude.data.batch import AudioBatch
+from etude.models.encoder import Encoder
 from etude.models.frontend import Features
 from etude.models.spectral import ConstantQ
 from etude.pretrain.augment import mix_in_batch
@@ -147,7 +148,7 @@ def test_copying_is_scored_with_the_target_at_the_nearest_visible_frame() -> Non
     logmel = module.targets["logmel"]
     assert isinstance(logmel, KmeansTarget)
     labels = logmel.quantizer(given.waveform)
-    masked = module.mask(given.sample_ids, FRAMES).bool_BF
+    masked = module.mask(given, FRAMES).bool_BF
     equal = []
     for row in range(4):
         visible = (~masked[row]).nonzero().flatten().tolist()
@@ -255,7 +256,7 @@ def test_in_evaluation_there_is_neither_mixture_nor_layer_drop() -> None:
 
 def test_features_of_masked_frames_do_not_reach_the_output() -> None:
     module, given = objective(visible_weight=1.0), batch()
-    masked = module.mask(given.sample_ids, FRAMES).bool_BF
+    masked = module.mask(given, FRAMES).bool_BF
 
     def loss_with(changed: Tensor) -> float:
         def replace(frontend: nn.Module, inputs: object, features: Features) -> Features:
@@ -279,7 +280,7 @@ def test_features_of_masked_frames_do_not_reach_the_output() -> None:
 def test_the_number_of_masked_frames_is_what_the_span_starts_give_on_average() -> None:
     module, given = objective(), batch()
     count = masked_count(FRAMES, prob=PROB, span=SPAN)
-    mask = module.mask(given.sample_ids, FRAMES)
+    mask = module.mask(given, FRAMES)
     assert (mask.bool_BF.sum(dim=1) == count).all() and 0 < count < FRAMES
     sums = MetricSums()
     sums.add(module(given).metrics)
@@ -291,7 +292,7 @@ def test_the_number_of_masked_frames_is_what_the_span_starts_give_on_average() -
 )
 def test_a_mask_fraction_replaces_the_count_of_the_span_starts(fraction: float, count: int) -> None:
     module, given = objective(mask_fraction=fraction), batch()
-    assert (module.mask(given.sample_ids, FRAMES).bool_BF.sum(dim=1) == count).all()
+    assert (module.mask(given, FRAMES).bool_BF.sum(dim=1) == count).all()
     expected = in_plain_words(module, given, count=count)
     loss = module(given).loss
     assert float(loss.detach()) == pytest.approx(float(expected.detach()), abs=1e-5)
@@ -300,9 +301,10 @@ def test_a_mask_fraction_replaces_the_count_of_the_span_starts(fraction: float, 
 def test_a_sample_has_the_same_mask_in_whatever_batch_and_update_it_comes() -> None:
     module = objective()
     ids = torch.tensor([3, 900, 17, 5])
-    whole = module.mask(ids, FRAMES)
+    given = batch(4)._replace(sample_ids=ids)
+    whole = module.mask(given, FRAMES)
     for row, sample in enumerate(ids):
-        alone = module.mask(sample[None], FRAMES)
+        alone = module.mask(given._replace(sample_ids=sample[None]), FRAMES)
         assert torch.equal(alone.bool_BF[0], whole.bool_BF[row])
     waveform = batch(1).waveform
     losses = []
@@ -371,7 +373,7 @@ class Drifting(Target):
     def loss(self, hidden_BMD: Tensor, target_BM: Tensor, copied_BM: Tensor) -> TargetLoss:
         return TargetLoss(F.mse_loss(self.head(hidden_BMD), target_BM), {})
 
-    def after_step(self, update: int) -> None:
+    def after_step(self, update: int, encoder: Encoder) -> None:
         self.moved.append(update)
 
 

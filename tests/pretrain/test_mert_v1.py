@@ -62,7 +62,7 @@ def test_the_loss_starts_where_random_heads_on_uniform_codes_must(final_dim: int
     batch = audio_batch(waveform)._replace(codes={"encodec_24khz": codes})
     with torch.no_grad():
         output = module(batch)
-    masked = module.mask(batch.sample_ids, module.encoder.grid.num_frames(CROP)).index_BM.numel()
+    masked = module.mask(batch, module.encoder.grid.num_frames(CROP)).index_BM.numel()
     assert masked >= 400
     expected = 8 * (math.log(1024) + 100 / (8 * final_dim))
     assert results(output)["codec/loss"] == pytest.approx(expected, rel=0.01)
@@ -84,7 +84,9 @@ def test_a_narrow_model_learns_eight_clips_by_heart(encoded: Corpus) -> None:
     tokens = {"encodec_24khz": open_tokens(encoded, "encodec_24khz").split("train")}
     plan = CropPlan(split, crop_samples=24_000, hop_samples=320, seed=0, tokens=tokens)
     assert len(plan.clips) >= 8
-    batch = collate([read_crop(plan, position) for position in range(8)], update=0)
+    batch = collate(
+        [read_crop(plan, position) for position in range(8)], update=0, crop_samples=24_000
+    )
 
     module = v1(
         final_dim=32,
