@@ -1,4 +1,4 @@
-"""Exports for Hugging Face: ``python launch/export.py RUN_OR_CHECKPOINT OUT [--as hubert]``.
+"""Exports for Hugging Face: ``python launch/export.py RUN_OR_CHECKPOINT OUT [--as FORMAT]``.
 
 Takes a run's newest checkpoint, or the one given, writes a folder that transformers loads, and
 proves on two seconds of audio that every layer gives what it gave in training.
@@ -26,45 +26,45 @@ def main() -> int:
     """Parses the command line and exports."""
     arguments = _parser().parse_args()
     source, out, asked = arguments.source, arguments.out, arguments.format
-    if asked not in (None, "hubert"):
+    if asked == "mert":
         raise InputError(
-            f"--as {asked} is not yet available: this version exports --as hubert alone, which "
-            "fits every encoder with one positional convolution."
+            "--as mert is not yet available: this version exports --as hubert, which fits every "
+            "encoder with one positional convolution, and --as data2vec, for a stack of them."
         )
     checkpoint = find_checkpoint(source)
 
     # Imported late: a wrong path should not wait for torch, nor a damaged file for transformers.
-    from etude.models.hf.config import check_expressible
+    from etude.models.hf.config import check_expressible, natural_format
 
     encoder = _load(checkpoint)
+    format = asked or natural_format(encoder.config)
     try:
-        check_expressible(encoder.config)
+        check_expressible(encoder.config, format)
     except ValueError as error:
-        raise InputError(f"{error} (--as data2vec is not yet available.)") from error
+        raise InputError(str(error)) from error
 
     from etude.models.hf.card import usage_lines
-    from etude.models.hf.export import check_destination, export_hubert
+    from etude.models.hf.export import check_destination, export_encoder
 
     try:
         check_destination(out)
     except FileExistsError as error:
         raise InputError(str(error)) from error
     card = _card_facts(checkpoint, out, probe=arguments.probe)
-    # Training hears its crops as they are, so that a user of the model need not normalise either.
     try:
-        differences = export_hubert(encoder, out, normalize=False, card=card)
+        differences = export_encoder(encoder, out, format=format, card=card)
     except FloatingPointError as error:
         raise NumericsError(f"{checkpoint} cannot be exported: {error}") from error
 
     worst = max(range(len(differences)), key=differences.__getitem__)
-    print(f"exported {checkpoint} as hubert to {out}")
+    print(f"exported {checkpoint} as {format} to {out}")
     print(
         f"verified in transformers: {len(differences)} hidden states, largest difference "
         f"{differences[worst]:.1e} (hidden state {worst})"
     )
     print("  " + " ".join(f"{number}:{value:.0e}" for number, value in enumerate(differences)))
     print("use it:")
-    for line in usage_lines(str(out), encoder.config):
+    for line in usage_lines(str(out), encoder.config, format):
         print(f"  {line}")
     return 0
 
@@ -171,7 +171,8 @@ def _parser() -> argparse.ArgumentParser:
         "--as",
         dest="format",
         choices=FORMATS,
-        help="kind of model (default: hubert; mert and data2vec are not yet available)",
+        help="kind of model (default: what the encoder is: hubert with one positional "
+        "convolution, data2vec with a stack; mert is not yet available)",
     )
     parser.add_argument(
         "--probe",

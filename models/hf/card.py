@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import date
 
 from etude.models.config import EncoderConfig
+from etude.models.hf.config import MODEL_CLASSES, Format
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +40,13 @@ class CardFacts:
     """Results of ``launch/probe.py`` as rows of cells, the first being the header."""
 
 
-def usage_lines(folder: str, config: EncoderConfig) -> list[str]:
+def usage_lines(folder: str, config: EncoderConfig, format: Format) -> list[str]:
     """Five lines of Python that give the features of a waveform."""
+    model_class = MODEL_CLASSES[format]
     return [
-        "from transformers import HubertModel, Wav2Vec2FeatureExtractor",
+        f"from transformers import {model_class}, Wav2Vec2FeatureExtractor",
         f'processor = Wav2Vec2FeatureExtractor.from_pretrained("{folder}")',
-        f'model = HubertModel.from_pretrained("{folder}").eval()',
+        f'model = {model_class}.from_pretrained("{folder}").eval()',
         f"inputs = processor(waveform, sampling_rate={config.sample_rate}, "
         'return_tensors="pt")  # mono, in [-1, 1]',
         "hidden_states = model(**inputs, output_hidden_states=True).hidden_states"
@@ -52,9 +54,10 @@ def usage_lines(folder: str, config: EncoderConfig) -> list[str]:
     ]
 
 
-def model_card(config: EncoderConfig, facts: CardFacts, *, parameters: int) -> str:
+def model_card(config: EncoderConfig, facts: CardFacts, *, format: Format, parameters: int) -> str:
     """The card as Markdown with metadata on top.
 
+    :param format: what it is exported as.
     :param parameters: number of parameters of the exported model.
     """
     seen = "unknown" if facts.audio_hours is None else f"{facts.audio_hours:,.4g} h"
@@ -69,6 +72,7 @@ def model_card(config: EncoderConfig, facts: CardFacts, *, parameters: int) -> s
         "sample rate": f"{config.sample_rate / 1000:g} kHz",
         "date": facts.trained_on.isoformat(),
     }
+    heard = "; the processor brings it to mean 0 and variance 1" if config.normalize else ""
     updates = "" if facts.step is None else f", stopped after {facts.step:,} updates"
     recipe = "" if facts.recipe is None else f"\nRecipe: `{facts.recipe}`{updates}.\n"
     sections = [
@@ -83,10 +87,10 @@ def model_card(config: EncoderConfig, facts: CardFacts, *, parameters: int) -> s
         "task.\n",
         markdown_table([list(row), list(row.values())]) + recipe,
         "## Use\n",
-        "```python\n" + "\n".join(usage_lines(f"path/to/{facts.name}", config)) + "\n```\n",
-        f"Feed mono audio at {config.sample_rate} Hz, as floating-point numbers between -1 and 1. "
-        f"`hidden_states[0]` is the input of the first layer, `hidden_states[{config.layers}]` "
-        "the output of the last.\n",
+        "```python\n" + "\n".join(usage_lines(f"path/to/{facts.name}", config, format)) + "\n```\n",
+        f"Feed mono audio at {config.sample_rate} Hz, as floating-point numbers between -1 and "
+        f"1{heard}. `hidden_states[0]` is the input of the first layer, "
+        f"`hidden_states[{config.layers}]` the output of the last.\n",
     ]
     if facts.probes:
         sections += [

@@ -1,27 +1,33 @@
-"""Settings: our ``EncoderConfig`` and the ``config.json`` of transformers' ``HubertModel``.
+"""Settings: our ``EncoderConfig`` and the ``config.json`` of a Hugging Face model.
 
-What has the same meaning on both sides is a table; the two norms are words here and a word and a
-flag there; the rest of ``HubertConfig`` is fixed, and refused on import where it differs.
+An encoder has one format: ``HubertModel`` where it has one positional convolution, and
+``Data2VecAudioModel`` where it has a stack of them. What has the same meaning on both sides is a
+table; the rest of the Hugging Face settings is fixed, and refused on import where it differs.
 """
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from etude.models.config import EncoderConfig
 
-# Ours, Hugging Face's: the same value under another name.
-HUBERT_SETTINGS: tuple[tuple[str, str], ...] = (
+Format = Literal["hubert", "data2vec"]
+
+MODEL_CLASSES: dict[Format, str] = {"hubert": "HubertModel", "data2vec": "Data2VecAudioModel"}
+"""Name of each format's class in transformers."""
+
+Settings = tuple[tuple[str, str], ...]
+"""Ours, Hugging Face's: the same value under another name."""
+
+SHARED_SETTINGS: Settings = (
     ("conv_dims", "conv_dim"),
     ("conv_kernels", "conv_kernel"),
     ("conv_strides", "conv_stride"),
     ("conv_bias", "conv_bias"),
-    ("conv_norm", "feat_extract_norm"),
     ("layers", "num_hidden_layers"),
     ("dim", "hidden_size"),
     ("ffn_dim", "intermediate_size"),
     ("heads", "num_attention_heads"),
-    ("position_kernel", "num_conv_pos_embeddings"),
     ("position_groups", "num_conv_pos_embedding_groups"),
     ("dropout", "hidden_dropout"),
     ("attention_dropout", "attention_dropout"),
@@ -30,30 +36,45 @@ HUBERT_SETTINGS: tuple[tuple[str, str], ...] = (
     ("layer_drop", "layerdrop"),
 )
 
-# What our encoder always is, and `HubertModel` need not be.
-HUBERT_FIXED: dict[str, Any] = {
+# The same key of Hugging Face's is a kernel here and a number of convolutions there.
+HUBERT_SETTINGS: Settings = (
+    *SHARED_SETTINGS,
+    ("conv_norm", "feat_extract_norm"),
+    ("position_kernel", "num_conv_pos_embeddings"),
+)
+DATA2VEC_SETTINGS: Settings = (*SHARED_SETTINGS, ("position_depth", "num_conv_pos_embeddings"))
+
+# What our encoder always is, and a Hugging Face model need not be.
+_SHARED_FIXED: dict[str, Any] = {
     "hidden_act": "gelu",
     "feat_extract_activation": "gelu",
-    "feat_proj_layer_norm": True,
     "layer_norm_eps": 1e-5,
+}
+HUBERT_FIXED: dict[str, Any] = {
+    **_SHARED_FIXED,
+    "feat_proj_layer_norm": True,
     # Written although it is the default: some versions of transformers read it without one.
     "conv_pos_batch_norm": False,
 }
+DATA2VEC_FIXED: dict[str, Any] = {**_SHARED_FIXED, "add_adapter": False}
 
 # Says nothing about the encoder, but readers of the file expect it.
 _FURTHER: dict[str, Any] = {
-    "architectures": ["HubertModel"],
-    "model_type": "hubert",
     "torch_dtype": "float32",
     "vocab_size": 32,
-    # Above zero, so that HubertModel has the mask embedding; it masks in train() mode alone.
+    # Above zero, so that the model has the mask embedding; it masks in train() mode alone.
     "mask_time_prob": 0.05,
     "mask_time_length": 10,
 }
 
 
-def check_expressible(config: EncoderConfig) -> None:
-    """Checks that ``HubertModel`` can be this encoder.
+def natural_format(config: EncoderConfig) -> Format:
+    """The one format that may be able to express this encoder."""
+    return "hubert" if config.position_depth == 1 else "data2vec"
+
+
+def check_expressible(config: EncoderConfig, format: Format) -> None:
+    """Checks that the format's model can be this encoder.
 
     :raises ValueError: naming the setting and what to use instead.
     """
@@ -62,46 +83,125 @@ def check_expressible(config: EncoderConfig) -> None:
             f"no Hugging Face model has the front end of model.frontend: {config.frontend}; only "
             "encoders with model.frontend: waveform are exported."
         )
-    if config.position_depth != 1:
+    depth = config.position_depth
+    if format == "hubert":
+        if depth != 1:
+            raise ValueError(
+                f"HubertModel has one positional convolution, but model.position_depth is {depth}: "
+                "export such an encoder (music2vec) as data2vec."
+            )
+        return
+    if depth == 1:
         raise ValueError(
-            f"HubertModel has one positional convolution, but model.position_depth is "
-            f"{config.position_depth}: such an encoder (music2vec) is exported as data2vec."
+            "Data2VecAudioModel has a stack of positional convolutions, but model.position_depth "
+            "is 1: export such an encoder (MERT) as hubert."
+        )
+    if config.norm != "post":
+        raise ValueError(
+            f"Data2VecAudioModel has its layer norms after the residual sums, but model.norm is "
+            f"{config.norm}: with model.position_depth: {depth}, only encoders with model.norm: "
+            "post are exported."
+        )
+    if config.conv_norm != "layer":
+        raise ValueError(
+            f"Data2VecAudioModel has a layer norm after every convolution, but model.conv_norm is "
+            f"{config.conv_norm}: with model.position_depth: {depth}, only encoders with "
+            "model.conv_norm: layer are exported."
         )
 
 
 def to_hubert_config(config: EncoderConfig) -> dict[str, Any]:
-    """The content of ``config.json``.
+    """The content of ``config.json`` for ``HubertModel``.
 
     :raises ValueError: if ``HubertModel`` cannot be this encoder.
     """
-    check_expressible(config)
+    check_expressible(config, "hubert")
+    return {
+        "architectures": [MODEL_CLASSES["hubert"]],
+        "model_type": "hubert",
+        **_written(config, HUBERT_SETTINGS, HUBERT_FIXED),
+        "do_stable_layer_norm": config.norm == "pre",
+    }
+
+
+def to_data2vec_config(config: EncoderConfig) -> dict[str, Any]:
+    """The content of ``config.json`` for ``Data2VecAudioModel``.
+
+    :raises ValueError: if ``Data2VecAudioModel`` cannot be this encoder.
+    """
+    check_expressible(config, "data2vec")
+    return {
+        "architectures": [MODEL_CLASSES["data2vec"]],
+        "model_type": "data2vec-audio",
+        **_written(config, DATA2VEC_SETTINGS, DATA2VEC_FIXED),
+        "conv_pos_kernel_size": config.stacked_kernel,
+    }
+
+
+def from_hubert_config(
+    values: Mapping[str, Any], *, sample_rate: int, normalize: bool
+) -> EncoderConfig:
+    """Our settings from a complete ``HubertConfig`` as a dict.
+
+    What Hugging Face does not know (gradient scale, padding) takes its default.
+
+    :param sample_rate: the preprocessor's ``sampling_rate``.
+    :param normalize: the preprocessor's ``do_normalize``.
+    :raises ValueError: if our encoder cannot be this model.
+    """
+    further = {
+        "sample_rate": sample_rate,
+        "normalize": normalize,
+        "norm": "pre" if values["do_stable_layer_norm"] else "post",
+    }
+    return _read(values, HUBERT_SETTINGS, HUBERT_FIXED, further)
+
+
+def from_data2vec_config(
+    values: Mapping[str, Any], *, sample_rate: int, normalize: bool
+) -> EncoderConfig:
+    """As :func:`from_hubert_config`, from a complete ``Data2VecAudioConfig``.
+
+    A ``position_kernel`` that its depth does not divide comes back as the part that is used.
+    """
+    depth, kernel = values["num_conv_pos_embeddings"], values["conv_pos_kernel_size"]
+    # One convolution would be HuBERT's, which is weight-normed; below 3, fairseq takes 3.
+    if depth < 2 or kernel < 3:
+        raise ValueError(
+            "num_conv_pos_embeddings must be at least 2 and conv_pos_kernel_size at least 3 for a "
+            f"stack of ours, but they are {depth} and {kernel}."
+        )
+    further = {
+        "sample_rate": sample_rate,
+        "normalize": normalize,
+        "norm": "post",
+        "conv_norm": "layer",
+        "position_kernel": kernel * depth,
+    }
+    return _read(values, DATA2VEC_SETTINGS, DATA2VEC_FIXED, further)
+
+
+def _written(config: EncoderConfig, table: Settings, fixed: dict[str, Any]) -> dict[str, Any]:
     values = config.model_dump(mode="json")
     return {
         **_FURTHER,
-        **HUBERT_FIXED,
-        **{theirs: values[ours] for ours, theirs in HUBERT_SETTINGS},
-        "do_stable_layer_norm": config.norm == "pre",
+        **fixed,
+        **{theirs: values[ours] for ours, theirs in table},
         "final_dropout": config.dropout,  # a fine-tuning head's; not the encoder's
-        # Not HubertModel's own: what a listener has to know.
+        # Not the model's own: what a listener has to know.
         "sample_rate": config.sample_rate,
         "frame_rate": config.grid.frame_rate,
     }
 
 
-def from_hubert_config(values: Mapping[str, Any], *, sample_rate: int) -> EncoderConfig:
-    """Our settings from a complete ``HubertConfig`` as a dict.
-
-    What Hugging Face does not know (gradient scale, padding) takes its default.
-
-    :raises ValueError: if our encoder cannot be this model.
-    """
-    for key, expected in HUBERT_FIXED.items():
+def _read(
+    values: Mapping[str, Any], table: Settings, fixed: dict[str, Any], further: dict[str, Any]
+) -> EncoderConfig:
+    for key, expected in fixed.items():
         if values.get(key, expected) != expected:
             raise ValueError(
                 f"{key} must be {expected!r} for an encoder of ours, but is {values[key]!r}."
             )
-    ours = {name: values[theirs] for name, theirs in HUBERT_SETTINGS}
-    ours["sample_rate"] = sample_rate
-    ours["norm"] = "pre" if values["do_stable_layer_norm"] else "post"
+    ours = {name: values[theirs] for name, theirs in table}
     # JSON mode, where a list may be a tuple.
-    return EncoderConfig.model_validate_json(json.dumps(ours))
+    return EncoderConfig.model_validate_json(json.dumps({**ours, **further}))

@@ -1,4 +1,4 @@
-"""An encoder as a Hugging Face folder that ``HubertModel.from_pretrained`` loads.
+"""An encoder as a Hugging Face folder that stock transformers loads, HuBERT or data2vec.
 
     check -> write beside the destination -> read back and compare every layer -> rename
 
@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from etude.models.encoder import Encoder
 from etude.models.hf.card import CardFacts, model_card
-from etude.models.hf.config import to_hubert_config
-from etude.models.hf.keys import to_hubert
+from etude.models.hf.config import Format, to_data2vec_config, to_hubert_config
+from etude.models.hf.keys import to_data2vec, to_hubert
 from etude.models.hf.load import CONFIG_NAME, PREPROCESSOR_NAME, WEIGHTS_NAME
-from etude.models.hf.verify import verification_waveform, verify_hubert
+from etude.models.hf.verify import verification_waveform, verify_export
 
 CARD_NAME = "README.md"
 EXPORTED_FILES = (CONFIG_NAME, PREPROCESSOR_NAME, WEIGHTS_NAME, CARD_NAME)
@@ -29,23 +30,22 @@ EXPORTED_FILES = (CONFIG_NAME, PREPROCESSOR_NAME, WEIGHTS_NAME, CARD_NAME)
 WEIGHTS_METADATA = {"format": "pt", "exported_by": "etude"}
 
 
-def export_hubert(
-    encoder: Encoder, folder: Path, *, normalize: bool, card: CardFacts
+def export_encoder(
+    encoder: Encoder, folder: Path, *, format: Format, card: CardFacts
 ) -> list[float]:
     """Writes ``folder`` and returns the largest difference of each hidden state.
 
-    :param normalize: whether training gave every crop zero mean and unit variance, which users of
-        the model must then do as well (the preprocessor's ``do_normalize``).
+    :param format: ``hubert`` for one positional convolution, ``data2vec`` for a stack of them.
     :raises FileExistsError: if ``folder`` holds anything but an earlier export.
     :raises FloatingPointError: if weights are not finite.
-    :raises ValueError: if ``HubertModel`` cannot be this encoder, or if what was written does not
-        reproduce it.
+    :raises ValueError: if the format's model cannot be this encoder, or if what was written does
+        not reproduce it.
     """
-    config = to_hubert_config(encoder.config)
+    config, renamed = _converted(encoder, format)
     check_destination(folder)
     weights = {
         key: tensor.detach().to("cpu", torch.float32).contiguous()
-        for key, tensor in to_hubert(encoder.state_dict(), encoder.config).items()
+        for key, tensor in renamed.items()
     }
     if broken := [key for key, tensor in weights.items() if not tensor.isfinite().all()]:
         raise FloatingPointError(
@@ -58,14 +58,14 @@ def export_hubert(
     temporary.mkdir()
     try:
         _write_json(temporary / CONFIG_NAME, config)
-        _write_json(temporary / PREPROCESSOR_NAME, _preprocessor(encoder, normalize=normalize))
+        _write_json(temporary / PREPROCESSOR_NAME, _preprocessor(encoder))
         save_file(weights, temporary / WEIGHTS_NAME, metadata=WEIGHTS_METADATA)
         parameters = sum(tensor.numel() for tensor in weights.values())
-        text = model_card(encoder.config, card, parameters=parameters)
+        text = model_card(encoder.config, card, format=format, parameters=parameters)
         (temporary / CARD_NAME).write_text(text)
         device = next(encoder.parameters()).device
         waveform = verification_waveform(encoder.config.sample_rate).to(device)
-        differences = verify_hubert(encoder, temporary, waveform)
+        differences = verify_export(encoder, temporary, waveform)
         _publish(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -104,12 +104,20 @@ def _is_ours(path: Path) -> bool:
     return metadata.get("exported_by") == WEIGHTS_METADATA["exported_by"]
 
 
-def _preprocessor(encoder: Encoder, *, normalize: bool) -> dict[str, Any]:
+def _converted(encoder: Encoder, format: Format) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The content of ``config.json``, and the weights under Hugging Face's names."""
+    config, state = encoder.config, encoder.state_dict()
+    if format == "data2vec":
+        return to_data2vec_config(config), to_data2vec(state, config)
+    return to_hubert_config(config), to_hubert(state, config)
+
+
+def _preprocessor(encoder: Encoder) -> dict[str, Any]:
     return {
         "feature_extractor_type": "Wav2Vec2FeatureExtractor",
         "feature_size": 1,
         "sampling_rate": encoder.config.sample_rate,
-        "do_normalize": normalize,
+        "do_normalize": encoder.config.normalize,
         # A group norm over time takes the padding into its statistics, mask or not; models with
         # one were trained on full crops and are used without a mask.
         "return_attention_mask": encoder.config.conv_norm == "layer",

@@ -1,5 +1,6 @@
-"""Parameter names: ours and those of transformers' ``HubertModel``, one row per kind of parameter.
+"""Parameter names: ours and those of transformers' models, one row per kind of parameter.
 
+``HubertModel`` and ``Data2VecAudioModel`` differ in the positional convolutions alone.
 ``N`` stands for a layer's number, ``*`` for ``weight`` or ``bias``. Shapes are the same on both
 sides, so a table is all that a conversion needs. Layout: fairseq2's ``models/wav2vec2/interop.py``.
 """
@@ -14,18 +15,12 @@ from etude.models.config import EncoderConfig
 Row = tuple[str, str]
 """Our key pattern, Hugging Face's."""
 
-HUBERT_KEYS: tuple[Row, ...] = (
+_SHARED_KEYS: tuple[Row, ...] = (
     ("mask_embedding", "masked_spec_embed"),
     ("frontend.conv.layers.N.conv.*", "feature_extractor.conv_layers.N.conv.*"),
-    ("frontend.conv.layers.N.group_norm.*", "feature_extractor.conv_layers.N.layer_norm.*"),
     ("frontend.conv.layers.N.layer_norm.*", "feature_extractor.conv_layers.N.layer_norm.*"),
     ("frontend.layer_norm.*", "feature_projection.layer_norm.*"),
     ("frontend.projection.*", "feature_projection.projection.*"),
-    ("positions.conv.bias", "encoder.pos_conv_embed.conv.bias"),
-    # The magnitude and the direction of weight norm. Files carry the newer names, which every
-    # version of transformers loads; older ones are mapped by transformers itself.
-    ("positions.conv.weight_g", "encoder.pos_conv_embed.conv.parametrizations.weight.original0"),
-    ("positions.conv.weight_v", "encoder.pos_conv_embed.conv.parametrizations.weight.original1"),
     ("norm.*", "encoder.layer_norm.*"),
     ("layers.N.attention.q_proj.*", "encoder.layers.N.attention.q_proj.*"),
     ("layers.N.attention.k_proj.*", "encoder.layers.N.attention.k_proj.*"),
@@ -35,6 +30,22 @@ HUBERT_KEYS: tuple[Row, ...] = (
     ("layers.N.ffn.inner_proj.*", "encoder.layers.N.feed_forward.intermediate_dense.*"),
     ("layers.N.ffn.output_proj.*", "encoder.layers.N.feed_forward.output_dense.*"),
     ("layers.N.ffn_norm.*", "encoder.layers.N.final_layer_norm.*"),
+)
+
+HUBERT_KEYS: tuple[Row, ...] = (
+    *_SHARED_KEYS,
+    ("frontend.conv.layers.N.group_norm.*", "feature_extractor.conv_layers.N.layer_norm.*"),
+    ("positions.conv.bias", "encoder.pos_conv_embed.conv.bias"),
+    # The magnitude and the direction of weight norm. Files carry the newer names, which every
+    # version of transformers loads; older ones are mapped by transformers itself.
+    ("positions.conv.weight_g", "encoder.pos_conv_embed.conv.parametrizations.weight.original0"),
+    ("positions.conv.weight_v", "encoder.pos_conv_embed.conv.parametrizations.weight.original1"),
+)
+
+# A stack has no weight norm, and its layer norms learn nothing.
+DATA2VEC_KEYS: tuple[Row, ...] = (
+    *_SHARED_KEYS,
+    ("positions.layers.N.conv.*", "encoder.pos_conv_embed.layers.N.conv.*"),
 )
 
 # Hugging Face calls the group norm of the first convolution `layer_norm` as well: only the settings
@@ -47,11 +58,16 @@ _UNUSED_ROW = {
 
 def hubert_rows(config: EncoderConfig) -> tuple[Row, ...]:
     """The rows that an encoder of these settings has; every row is one to one."""
-    return tuple(row for row in HUBERT_KEYS if row[0] != _UNUSED_ROW[config.conv_norm])
+    return _used(HUBERT_KEYS, config)
+
+
+def data2vec_rows(config: EncoderConfig) -> tuple[Row, ...]:
+    """As :func:`hubert_rows`, for an encoder with a stack of positional convolutions."""
+    return _used(DATA2VEC_KEYS, config)
 
 
 def to_hubert(state: Mapping[str, Tensor], config: EncoderConfig) -> dict[str, Tensor]:
-    """Renames our state dict to Hugging Face's keys; the tensors stay the same objects.
+    """Renames our state dict to ``HubertModel``'s keys; the tensors stay the same objects.
 
     :raises ValueError: for a key that no row has.
     """
@@ -63,8 +79,25 @@ def from_hubert(state: Mapping[str, Tensor], config: EncoderConfig) -> dict[str,
 
     :raises ValueError: for a key that no row has.
     """
-    rows = tuple((theirs, ours) for ours, theirs in hubert_rows(config))
-    return _rename(state, rows, side="a HubertModel")
+    return _rename(state, _reversed(hubert_rows(config)), side="a HubertModel")
+
+
+def to_data2vec(state: Mapping[str, Tensor], config: EncoderConfig) -> dict[str, Tensor]:
+    """As :func:`to_hubert`, to ``Data2VecAudioModel``'s keys."""
+    return _rename(state, data2vec_rows(config), side="an encoder")
+
+
+def from_data2vec(state: Mapping[str, Tensor], config: EncoderConfig) -> dict[str, Tensor]:
+    """As :func:`from_hubert`, from a ``Data2VecAudioModel``'s state dict."""
+    return _rename(state, _reversed(data2vec_rows(config)), side="a Data2VecAudioModel")
+
+
+def _used(rows: tuple[Row, ...], config: EncoderConfig) -> tuple[Row, ...]:
+    return tuple(row for row in rows if row[0] != _UNUSED_ROW[config.conv_norm])
+
+
+def _reversed(rows: tuple[Row, ...]) -> tuple[Row, ...]:
+    return tuple((theirs, ours) for ours, theirs in rows)
 
 
 def _rename(state: Mapping[str, Tensor], rows: tuple[Row, ...], *, side: str) -> dict[str, Tensor]:

@@ -1,7 +1,8 @@
 """A Hugging Face folder as frozen features, or as an encoder of ours to train on.
 
-Local files alone, and stock ``HubertModel``: nothing is downloaded and no code of the folder runs.
-The released MERT models are stock HuBERT models under another name, so they load too.
+Local files alone, and stock ``HubertModel`` or ``Data2VecAudioModel``: nothing is downloaded and no
+code of the folder runs. The released MERT models are stock HuBERT models under another name, and
+music2vec is a stock data2vec model, so they load too.
 """
 
 import json
@@ -10,22 +11,26 @@ from typing import Any, final
 
 import torch
 from torch import Tensor
-from transformers import HubertConfig, HubertModel
+from transformers import Data2VecAudioConfig, Data2VecAudioModel, HubertConfig, HubertModel
 
-from etude.models.config import EncoderConfig
 from etude.models.encoder import Encoder
 from etude.models.frames import FrameGrid
-from etude.models.hf.config import from_hubert_config
-from etude.models.hf.keys import from_hubert
+from etude.models.frontend import normalize_waveform
+from etude.models.hf.config import from_data2vec_config, from_hubert_config
+from etude.models.hf.keys import from_data2vec, from_hubert
 
 CONFIG_NAME = "config.json"
 PREPROCESSOR_NAME = "preprocessor_config.json"
 WEIGHTS_NAME = "model.safetensors"
 
+DATA2VEC_TYPE = "data2vec-audio"
+MODEL_TYPES = ("hubert", "mert_model", DATA2VEC_TYPE)
+"""What ``model_type`` may say."""
+
 
 @final
 class HfEncoder:
-    """A ``HubertModel`` in evaluation mode, behind what its preprocessor would do."""
+    """A Hugging Face model in evaluation mode, behind what its preprocessor would do."""
 
     def __init__(self, model: Any, grid: FrameGrid, *, normalize: bool) -> None:
         self.grid = grid
@@ -42,73 +47,82 @@ class HfEncoder:
         """``layers + 1`` tensors (B, F, D) of a waveform (B, T) in [-1, 1]."""
         waveform = waveform.to(self._model.device, torch.float32)
         if self.normalize:
-            # As Wav2Vec2FeatureExtractor.zero_mean_unit_var_norm.
-            variance = waveform.var(dim=1, correction=0, keepdim=True)
-            waveform = (waveform - waveform.mean(dim=1, keepdim=True)) / torch.sqrt(variance + 1e-7)
+            waveform = normalize_waveform(waveform)
         states: tuple[Tensor, ...] = self._model(waveform, output_hidden_states=True).hidden_states
         return states
 
 
 def load_hf_encoder(folder: Path, *, device: torch.device | None = None) -> HfEncoder:
-    """Reads any HuBERT-like folder.
+    """Reads any HuBERT-like or data2vec folder.
 
     :raises FileNotFoundError: if a file is missing.
-    :raises ValueError: if ``HubertModel`` is not what the folder holds.
+    :raises ValueError: if the folder holds another kind of model, or lacks weights.
     """
     config = _read_config(folder)
     preprocessor = _read_json(folder / PREPROCESSOR_NAME)
     grid = FrameGrid(
         _sample_rate(folder, preprocessor), tuple(config.conv_kernel), tuple(config.conv_stride)
     )
-    model = load_hubert(folder)
+    model = load_model(folder)
     if device is not None:
         model = model.to(device)
-    # transformers takes a missing flag for true.
-    return HfEncoder(model, grid, normalize=bool(preprocessor.get("do_normalize", True)))
+    return HfEncoder(model, grid, normalize=_normalizes(preprocessor))
 
 
-def load_hubert(folder: Path) -> Any:
-    """The folder as ``HubertModel`` in evaluation mode, every weight from the file.
+def load_model(folder: Path) -> Any:
+    """The folder as transformers' model in evaluation mode, every weight from the file.
 
     :raises FileNotFoundError: if there is no ``config.json``.
     :raises ValueError: if weights are missing or do not fit the settings.
     """
     config = _read_config(folder)
+    model_class: Any = Data2VecAudioModel if _is_data2vec(config) else HubertModel
+    name = model_class.__name__
     try:
-        model, info = HubertModel.from_pretrained(
+        model, info = model_class.from_pretrained(
             folder, config=config, local_files_only=True, output_loading_info=True
         )
     except (OSError, RuntimeError) as error:
-        raise ValueError(f"{folder} cannot be loaded as a HubertModel: {error}") from error
+        raise ValueError(f"{folder} cannot be loaded as a {name}: {error}") from error
     # transformers fills what is missing with random numbers and only warns.
     if lacking := sorted(info["missing_keys"]):
         raise ValueError(
-            f"the weights in {folder} must fill the whole HubertModel, but lack "
-            f"{', '.join(lacking)}."
+            f"the weights in {folder} must fill the whole {name}, but lack {', '.join(lacking)}."
         )
     return model.eval()
 
 
-def import_hubert(folder: Path) -> Encoder:
+def import_encoder(folder: Path) -> Encoder:
     """The folder as an encoder of ours, in evaluation mode.
 
     :raises FileNotFoundError: if a file is missing.
     :raises ValueError: if our encoder cannot be that model.
     """
-    sample_rate = _sample_rate(folder, _read_json(folder / PREPROCESSOR_NAME))
-    model = load_hubert(folder)
-    config: EncoderConfig = from_hubert_config(model.config.to_dict(), sample_rate=sample_rate)
+    preprocessor = _read_json(folder / PREPROCESSOR_NAME)
+    sample_rate, normalize = _sample_rate(folder, preprocessor), _normalizes(preprocessor)
+    model = load_model(folder)
+    values, state = model.config.to_dict(), model.state_dict()
+    if _is_data2vec(model.config):
+        config = from_data2vec_config(values, sample_rate=sample_rate, normalize=normalize)
+        state = from_data2vec(state, config)
+    else:
+        config = from_hubert_config(values, sample_rate=sample_rate, normalize=normalize)
+        state = from_hubert(state, config)
     encoder = Encoder(config)
-    encoder.load_state_dict(from_hubert(model.state_dict(), config))
+    try:
+        encoder.load_state_dict(state)
+    except RuntimeError as error:  # no mask embedding: a model that was never to be masked
+        raise ValueError(f"{folder} does not hold a whole encoder of ours: {error}") from error
     return encoder.eval()
 
 
 def _read_config(folder: Path) -> Any:
     values = _read_json(folder / CONFIG_NAME)
     kind = values.get("model_type")
-    if kind not in ("hubert", "mert_model"):
+    if kind not in MODEL_TYPES:
         raise ValueError(
-            f"model_type in {folder / CONFIG_NAME} must be hubert or mert_model, but is {kind!r}."
+            f"model_type in {folder / CONFIG_NAME} must be {', '.join(MODEL_TYPES[:-1])} or "
+            f"{MODEL_TYPES[-1]}, but is {kind!r}."
         )
     # What MERT's own class adds; no released model has any of it switched on where it would act.
     relaxed = values.get("attention_relax", -1) > 0 and not values.get("do_stable_layer_norm")
@@ -117,10 +131,20 @@ def _read_config(folder: Path) -> Any:
             f"{folder / CONFIG_NAME} asks for feature_extractor_cqt, deepnorm or attention_relax, "
             "which HubertModel does not have."
         )
-    # `auto_map` would point at code beside the weights; `model_type` at a class we do not have.
-    dropped = ("auto_map", "model_type", "architectures")
+    # `auto_map` would point at code beside the weights; `model_type` at a class we do not have. An
+    # encoder has no vocabulary, and the released music2vec says a path where its size belongs.
+    dropped = ("auto_map", "model_type", "architectures", "vocab_size")
     kept = {key: value for key, value in values.items() if key not in dropped}
-    return HubertConfig.from_dict(kept)
+    return (Data2VecAudioConfig if kind == DATA2VEC_TYPE else HubertConfig).from_dict(kept)
+
+
+def _is_data2vec(config: Any) -> bool:
+    return isinstance(config, Data2VecAudioConfig)
+
+
+def _normalizes(preprocessor: dict[str, Any]) -> bool:
+    # transformers takes a missing flag for true.
+    return bool(preprocessor.get("do_normalize", True))
 
 
 def _sample_rate(folder: Path, preprocessor: dict[str, Any]) -> int:

@@ -1,8 +1,9 @@
 """Proof that an exported folder is the encoder that was trained: same audio, same hidden states.
 
-The folder is read as any user would read it, by ``transformers.HubertModel``, and every hidden
-state is compared with the training encoder's. Two seconds are enough: every weight of the network
-acts on every frame. The mask embedding alone acts on no user's audio; a test masks with it.
+The folder is read as any user would read it, by transformers and with what its preprocessor says,
+and every hidden state is compared with the training encoder's. Two seconds are enough: every weight
+of the network acts on every frame. The mask embedding alone acts on no user's audio; a test masks
+with it.
 """
 
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from etude.models.encoder import Encoder
-from etude.models.hf.load import load_hubert
+from etude.models.hf.load import load_hf_encoder
 
 TOLERANCE = 1e-4
 """Largest difference allowed, times the largest value of the layer where that exceeds 1."""
@@ -29,7 +30,7 @@ def verification_waveform(sample_rate: int) -> Tensor:
     return torch.stack([noise, chord])
 
 
-def verify_hubert(encoder: Encoder, folder: Path, waveform: Tensor) -> list[float]:
+def verify_export(encoder: Encoder, folder: Path, waveform: Tensor) -> list[float]:
     """Largest absolute difference of each of the ``layers + 1`` hidden states.
 
     :param encoder: what was exported.
@@ -37,12 +38,12 @@ def verify_hubert(encoder: Encoder, folder: Path, waveform: Tensor) -> list[floa
     :param waveform: (B, T), float in [-1, 1].
     :raises ValueError: if the folder does not load, or any difference exceeds the tolerance.
     """
-    model = load_hubert(folder).to(waveform.device)
+    exported = load_hf_encoder(folder, device=waveform.device)
     was_training = encoder.training
     encoder.eval()
     with torch.inference_mode():
         ours = encoder(waveform).hidden_states
-        theirs = model(waveform, output_hidden_states=True).hidden_states
+        theirs = exported.hidden_states(waveform)
     encoder.train(was_training)
     if len(ours) != len(theirs):
         raise ValueError(

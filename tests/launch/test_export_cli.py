@@ -15,6 +15,8 @@ from etude.models.weights import load_encoder, save_encoder
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 
+STACK = {"conv_norm": "layer", "position_depth": 5, "position_kernel": 95, "normalize": True}
+
 
 def export(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -93,17 +95,43 @@ def test_damaged_weights_are_no_checkpoint(run: Path, tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("format", ["mert", "data2vec"])
-def test_formats_to_come_are_refused(run: Path, tmp_path: Path, format: str) -> None:
-    done = export(run, tmp_path / "out", "--as", format)
-    assert done.returncode == 2 and f"--as {format} is not yet available" in done.stderr
+def test_a_format_to_come_is_refused(run: Path, tmp_path: Path) -> None:
+    done = export(run, tmp_path / "out", "--as", "mert")
+    assert done.returncode == 2 and "--as mert is not yet available" in done.stderr
 
 
-def test_an_encoder_that_hubert_cannot_be_is_refused(tmp_path: Path) -> None:
-    save_small_encoder(tmp_path / "stacked", position_depth=5, position_kernel=95)
-    done = export(tmp_path / "stacked", tmp_path / "out")
-    assert done.returncode == 2 and "position_depth is 5" in done.stderr
-    assert "Traceback" not in done.stderr
+@pytest.mark.parametrize("asked", [(), ("--as", "data2vec")], ids=["by default", "asked for"])
+def test_a_stack_of_positions_is_exported_as_data2vec(
+    tmp_path: Path, asked: tuple[str, ...]
+) -> None:
+    save_small_encoder(tmp_path / "stacked", **STACK)
+    done = export(tmp_path / "stacked", tmp_path / "out", *asked)
+    assert done.returncode == 0, done.stderr
+    assert "as data2vec to" in done.stdout and "3 hidden states" in done.stdout
+    usage = done.stdout.split("use it:\n")[1].splitlines()
+    assert len(usage) == 5 and "Data2VecAudioModel.from_pretrained" in usage[2]
+
+    from transformers import Data2VecAudioModel
+
+    model = Data2VecAudioModel.from_pretrained(tmp_path / "out")
+    assert torch.equal(model.masked_spec_embed, load_encoder(tmp_path / "stacked").mask_embedding)
+
+
+@pytest.mark.parametrize(
+    ("settings", "format", "reason"),
+    [
+        (STACK, "hubert", "position_depth is 5: export such an encoder (music2vec) as data2vec"),
+        ({}, "data2vec", "position_depth is 1: export such an encoder (MERT) as hubert"),
+        ({**STACK, "norm": "pre"}, None, "model.norm is pre"),
+    ],
+)
+def test_an_encoder_that_the_format_cannot_be_is_refused(
+    tmp_path: Path, settings: dict[str, object], format: str | None, reason: str
+) -> None:
+    save_small_encoder(tmp_path / "encoder", **settings)
+    done = export(tmp_path / "encoder", tmp_path / "out", *(("--as", format) if format else ()))
+    assert done.returncode == 2 and reason in done.stderr
+    assert "Traceback" not in done.stderr and not (tmp_path / "out").exists()
 
 
 def test_a_folder_of_the_users_is_not_touched(run: Path, tmp_path: Path) -> None:

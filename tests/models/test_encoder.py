@@ -15,12 +15,13 @@ from fairseq2.models.wav2vec2 import Wav2Vec2EncoderConfig, Wav2Vec2EncoderFacto
 from fairseq2.nn import BatchLayout
 from torch import Tensor, nn
 from training_parts import noise, small_encoder
-from transformers import Data2VecAudioConfig, Data2VecAudioModel
+from transformers import Data2VecAudioConfig, Data2VecAudioModel, Wav2Vec2FeatureExtractor
 
 # isort: on
 
 from etude.models.config import EncoderConfig
 from etude.models.encoder import Encoder
+from etude.models.frontend import normalize_waveform
 from etude.models.hf.keys import to_hubert
 
 MERT_95M = {"norm": "post", "conv_norm": "group"}
@@ -273,6 +274,76 @@ def test_a_padded_row_is_the_row_alone(geometry: str) -> None:
     for own, other, wrong in zip(alone, padded, ignored, strict=True):
         torch.testing.assert_close(own[0], other[1, :17], rtol=1e-4, atol=1e-5)
         assert not torch.allclose(own[0], wrong[1, :17], rtol=1e-2, atol=1e-2)
+
+
+# -- level and length -----------------------------------------------------------------------------
+
+LENGTHS = [23_700, 14_000, 17_321]
+
+
+def listened(lengths: list[int], *, attention_mask: bool) -> dict[str, Tensor]:
+    """Clips of various levels as transformers' feature extractor hands them to a model."""
+    extract = Wav2Vec2FeatureExtractor(
+        sampling_rate=24_000, do_normalize=True, return_attention_mask=attention_mask
+    )
+    rows = [clip.numpy() for clip in clips(lengths)]
+    return dict(extract(rows, sampling_rate=24_000, padding=True, return_tensors="pt"))
+
+
+def clips(lengths: list[int]) -> list[Tensor]:
+    return [
+        (1.0 + 5.0 * row) * noise(1, length, seed=row)[0] + 0.3 * row
+        for row, length in enumerate(lengths)
+    ]
+
+
+def padded(lengths: list[int]) -> Tensor:
+    return nn.utils.rnn.pad_sequence(clips(lengths), batch_first=True)
+
+
+@pytest.mark.parametrize("lengths", [LENGTHS, [14_000, 14_000]], ids=["padded", "full"])
+def test_a_waveform_is_normalised_as_transformers_feature_extractor_does(
+    lengths: list[int],
+) -> None:
+    full = len(set(lengths)) == 1
+    expected = listened(lengths, attention_mask=True)["input_values"]
+    for given in [torch.tensor(lengths), *([None] if full else [])]:
+        found = normalize_waveform(padded(lengths), given)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    for row, length in enumerate(lengths):
+        assert not found[row, length:].any()
+        torch.testing.assert_close(found[row, :length].std(correction=0), torch.tensor(1.0))
+
+
+def test_silence_stays_silence_when_it_is_normalised() -> None:
+    silent = torch.full((2, 800), 0.25)
+    for given in (None, torch.tensor([800, 300])):
+        found = normalize_waveform(silent, given)
+        assert found.abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("padding", ["published", "exact"])
+def test_padded_audio_gives_what_data2vec_in_transformers_gives_unless_it_is_exact(
+    padding: str,
+) -> None:
+    encoder = random_encoder("music2vec", normalize=True, padding=padding)
+    model = data2vec(encoder.config)
+    model.load_state_dict(to_data2vec(encoder))
+    with torch.inference_mode():
+        ours = encoder(padded(LENGTHS), LENGTHS).hidden_states
+        given = listened(LENGTHS, attention_mask=True)
+        theirs = model.eval()(**given, output_hidden_states=True).hidden_states
+        alone = [encoder(clip[None]).hidden_states for clip in clips(LENGTHS)]
+    for state, other in enumerate(theirs):
+        for row, length in enumerate(LENGTHS):
+            count = encoder.grid.num_frames(length)
+            own, published = ours[state][row, :count], other[row, :count]
+            if padding == "exact":
+                torch.testing.assert_close(own, alone[row][state][0], rtol=1e-3, atol=1e-4)
+            if padding == "published" or length == max(LENGTHS):
+                torch.testing.assert_close(own, published, rtol=1e-3, atol=1e-4)
+            else:
+                assert not torch.allclose(own, published, rtol=1e-2, atol=1e-2)
 
 
 # -- masks ----------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from etude.data.errors import InputError
 from etude.models.config import EncoderConfig
 from etude.models.encoder import Encoder
 from etude.models.hf.card import CardFacts
-from etude.models.hf.export import export_hubert
+from etude.models.hf.export import export_encoder
 from etude.models.weights import save_encoder
 from etude.probes.frozen import EncoderModel, find_model, load_model, untrained
 
@@ -83,7 +83,7 @@ def test_an_exported_model_gives_the_layers_of_the_encoder(tmp_path: Path) -> No
     ours = load_model(find_model(save(tmp_path / "model")), device=CPU)
     assert isinstance(ours, EncoderModel)
     card = CardFacts(name="small", paradigm="none", trained_on=datetime.date(2025, 1, 1))
-    export_hubert(ours.encoder, tmp_path / "exported", normalize=False, card=card)
+    export_encoder(ours.encoder, tmp_path / "exported", format="hubert", card=card)
     source = find_model(tmp_path / "exported")
     assert source.format == "huggingface"
     exported = load_model(source, device=CPU)
