@@ -34,7 +34,7 @@ def recipe(small_corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Pa
         },
         # One crop a micro-batch: three are accumulated on each of two ranks, six on one.
         "train": {"max_steps": STEPS, "global_batch": 6, "micro_batch": 1, "precision": "bf16"},
-        "optim": {"lr": 1e-3, "warmup_steps": 1},
+        "optim": {"lr": 1e-3, "warmup_steps": 1, "schedule_steps": 20},
         "checkpoint": {"every_steps": 1, "keep": 10},
         "logging": {"every_steps": 1, "valid_every_steps": 3},
         "health": {"every_steps": 3},
