@@ -22,7 +22,7 @@ from etude.pretrain.hooks import Hook, SaveCheckpoints
 if TYPE_CHECKING:
     from etude.pretrain.trainer import Trainer
 
-_NEAR = 2.0
+_NEAR = 3.0
 """Within this multiple of a limit every check that is passed leaves a checkpoint."""
 
 _SENTENCES = {
