@@ -72,7 +72,8 @@ def take(
 
 
 def tensors(batch: AudioBatch) -> list[Tensor]:
-    return [*batch[:4], *batch.codes.values()]
+    lengths = [] if batch.num_samples is None else [batch.num_samples]
+    return [*batch[:4], *batch.codes.values(), *lengths]
 
 
 def held_out(
@@ -405,3 +406,40 @@ print(*(child.pid for child in multiprocessing.active_children()))
     for worker in workers:
         with pytest.raises(ProcessLookupError):
             os.kill(worker, 0)
+
+
+# Clips that are shorter than a crop.
+
+LONG = 130_000
+"""Longer than some clips of the small corpus, and shorter than others."""
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_short_clips_are_whole_and_padded_where_asked_for(
+    small_corpus: Corpus, workers: int
+) -> None:
+    split = small_corpus.split("train")
+    lengths = np.asarray(split.num_samples)
+    assert lengths.min() < LONG < lengths.max(), lengths
+    plan = CropPlan(split, crop_samples=LONG, hop_samples=HOP, seed=7, min_samples=CROP)
+    assert len(plan.clips) == (lengths >= CROP).sum()
+    padded = 0
+    for batch in take(plan, workers=workers):
+        assert batch.waveform.shape[1] == LONG
+        for row, (position, waveform) in enumerate(rows([batch])):
+            planned = plan.crop(position)
+            length = min(LONG, int(lengths[planned.clip]))
+            whole, _ = decode(split.read_audio_bytes(planned.clip))
+            heard = whole[planned.start : planned.start + length]
+            assert np.array_equal(waveform[:length].numpy(), heard)
+            assert not waveform[length:].any()
+            told = LONG if batch.num_samples is None else int(batch.num_samples[row])
+            assert told == length
+            padded += length < LONG
+    assert padded
+    for batch in held_out(plan):
+        assert batch.waveform.shape[1] == LONG
+
+
+def test_full_crops_say_nothing_of_their_length(straight: list[AudioBatch]) -> None:
+    assert {batch.num_samples for batch in straight} == {None}
