@@ -2,6 +2,7 @@
 #   make install      the environment alone, into .venv (or ETUDE_VENV)
 #   make quickstart   demo corpus -> labels -> training -> Hugging Face folder -> probe -> report
 #   make test         lint, types, import contracts, tests
+#   make compat       exports in old, current and new versions of transformers (downloads them)
 #   make check        all of `make test` but pytest;   make format   rewrites the code's format
 
 ETUDE_VENV ?= .venv
@@ -12,7 +13,7 @@ CORPUS := corpora/demo
 RUN := runs/quickstart
 export PATH := $(BIN):$(PATH)
 
-.PHONY: install quickstart test check format clean-quickstart
+.PHONY: install quickstart test check compat format clean-quickstart
 
 install: $(STAMP)
 
@@ -41,6 +42,9 @@ check: $(STAMP)
 
 test: check
 	pytest
+
+compat: $(STAMP)
+	python tests/compat/run.py
 
 format: $(STAMP)
 	ruff check --fix .

@@ -26,11 +26,6 @@ def main() -> int:
     """Parses the command line and exports."""
     arguments = _parser().parse_args()
     source, out, asked = arguments.source, arguments.out, arguments.format
-    if asked == "mert":
-        raise InputError(
-            "--as mert is not yet available: this version exports --as hubert, which fits every "
-            "encoder with one positional convolution, and --as data2vec, for a stack of them."
-        )
     checkpoint = find_checkpoint(source)
 
     # Imported late: a wrong path should not wait for torch, nor a damaged file for transformers.
@@ -172,7 +167,7 @@ def _parser() -> argparse.ArgumentParser:
         dest="format",
         choices=FORMATS,
         help="kind of model (default: what the encoder is: hubert with one positional "
-        "convolution, data2vec with a stack; mert is not yet available)",
+        "convolution, data2vec with a stack)",
     )
     parser.add_argument(
         "--probe",

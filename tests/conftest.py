@@ -9,6 +9,14 @@ from etude.data.prepare import PrepareSettings, prepare
 from etude.data.shards import Corpus
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--reference",
+        metavar="FOLDER",
+        help="folder with the MERT authors' configuration_MERT.py and modeling_MERT.py",
+    )
+
+
 @pytest.fixture(scope="session")
 def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     """Eight tracks of 11 to 18 s with labels, in clips of 6 s at 24 kHz, in several shards.

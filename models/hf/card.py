@@ -42,11 +42,13 @@ class CardFacts:
 
 def usage_lines(folder: str, config: EncoderConfig, format: Format) -> list[str]:
     """Five lines of Python that give the features of a waveform."""
-    model_class = MODEL_CLASSES[format]
+    model_class, trust = MODEL_CLASSES[format], ""
+    if format == "mert":
+        model_class, trust = "AutoModel", ", trust_remote_code=True"
     return [
         f"from transformers import {model_class}, Wav2Vec2FeatureExtractor",
         f'processor = Wav2Vec2FeatureExtractor.from_pretrained("{folder}")',
-        f'model = {model_class}.from_pretrained("{folder}").eval()',
+        f'model = {model_class}.from_pretrained("{folder}"{trust}).eval()',
         f"inputs = processor(waveform, sampling_rate={config.sample_rate}, "
         'return_tensors="pt")  # mono, in [-1, 1]',
         "hidden_states = model(**inputs, output_hidden_states=True).hidden_states"

@@ -1,8 +1,8 @@
 """Settings: our ``EncoderConfig`` and the ``config.json`` of a Hugging Face model.
 
-An encoder has one format: ``HubertModel`` where it has one positional convolution, and
-``Data2VecAudioModel`` where it has a stack of them. What has the same meaning on both sides is a
-table; the rest of the Hugging Face settings is fixed, and refused on import where it differs.
+An encoder with one positional convolution is a ``HubertModel``, or the same as a ``MERTModel`` with
+its code beside it; one with a stack of them is a ``Data2VecAudioModel``. What has the same meaning
+on both sides is a table; the rest of the settings is fixed, and refused on import where it differs.
 """
 
 import json
@@ -11,10 +11,14 @@ from typing import Any, Literal
 
 from etude.models.config import EncoderConfig
 
-Format = Literal["hubert", "data2vec"]
+Format = Literal["hubert", "data2vec", "mert"]
 
-MODEL_CLASSES: dict[Format, str] = {"hubert": "HubertModel", "data2vec": "Data2VecAudioModel"}
-"""Name of each format's class in transformers."""
+MODEL_CLASSES: dict[Format, str] = {
+    "hubert": "HubertModel",
+    "data2vec": "Data2VecAudioModel",
+    "mert": "MERTModel",
+}
+"""Name of each format's class: in transformers, or for ``mert`` in the file that ships with it."""
 
 Settings = tuple[tuple[str, str], ...]
 """Ours, Hugging Face's: the same value under another name."""
@@ -68,8 +72,35 @@ _FURTHER: dict[str, Any] = {
 }
 
 
+# What the released MERT's own code and transformers' HuBERT read besides, with the values of the
+# released 95M: nothing is left to a default that a later version may change.
+_MERT_FURTHER: dict[str, Any] = {
+    "auto_map": {
+        "AutoConfig": "configuration_MERT.MERTConfig",
+        "AutoModel": "modeling_MERT.MERTModel",
+    },
+    "apply_spec_augment": True,
+    "mask_time_min_masks": 2,
+    "mask_feature_prob": 0.0,
+    "mask_feature_length": 10,
+    "mask_feature_min_masks": 0,
+    "initializer_range": 0.02,
+    "ctc_loss_reduction": "sum",
+    "ctc_zero_infinity": False,
+    "use_weighted_layer_sum": False,
+    "classifier_proj_size": 256,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "feature_extractor_cqt": False,
+    "feature_extractor_cqt_bins": 336,
+    "deepnorm": False,
+    "attention_relax": -1.0,
+}
+
+
 def natural_format(config: EncoderConfig) -> Format:
-    """The one format that may be able to express this encoder."""
+    """The format of stock transformers that may be able to express this encoder."""
     return "hubert" if config.position_depth == 1 else "data2vec"
 
 
@@ -84,11 +115,11 @@ def check_expressible(config: EncoderConfig, format: Format) -> None:
             "encoders with model.frontend: waveform are exported."
         )
     depth = config.position_depth
-    if format == "hubert":
+    if format != "data2vec":
         if depth != 1:
             raise ValueError(
-                f"HubertModel has one positional convolution, but model.position_depth is {depth}: "
-                "export such an encoder (music2vec) as data2vec."
+                f"{MODEL_CLASSES[format]} has one positional convolution, but model.position_depth "
+                f"is {depth}: export such an encoder (music2vec) as data2vec."
             )
         return
     if depth == 1:
@@ -121,6 +152,21 @@ def to_hubert_config(config: EncoderConfig) -> dict[str, Any]:
         "model_type": "hubert",
         **_written(config, HUBERT_SETTINGS, HUBERT_FIXED),
         "do_stable_layer_norm": config.norm == "pre",
+    }
+
+
+def to_mert_config(config: EncoderConfig) -> dict[str, Any]:
+    """The content of ``config.json`` for the code that ships with a ``mert`` export.
+
+    :raises ValueError: if a ``MERTModel`` cannot be this encoder.
+    """
+    check_expressible(config, "mert")
+    return {
+        **to_hubert_config(config),
+        **_MERT_FURTHER,
+        "architectures": [MODEL_CLASSES["mert"]],
+        "model_type": "mert_model",
+        "num_feat_extract_layers": len(config.conv_dims),
     }
 
 

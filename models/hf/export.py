@@ -1,4 +1,4 @@
-"""An encoder as a Hugging Face folder that stock transformers loads, HuBERT or data2vec.
+"""An encoder as a Hugging Face folder: HuBERT, data2vec, or MERT with its code.
 
     check -> write beside the destination -> read back and compare every layer -> rename
 
@@ -18,13 +18,18 @@ from torch import Tensor
 
 from etude.models.encoder import Encoder
 from etude.models.hf.card import CardFacts, model_card
-from etude.models.hf.config import Format, to_data2vec_config, to_hubert_config
+from etude.models.hf.config import Format, to_data2vec_config, to_hubert_config, to_mert_config
 from etude.models.hf.keys import to_data2vec, to_hubert
 from etude.models.hf.load import CONFIG_NAME, PREPROCESSOR_NAME, WEIGHTS_NAME
 from etude.models.hf.verify import verification_waveform, verify_export
 
 CARD_NAME = "README.md"
-EXPORTED_FILES = (CONFIG_NAME, PREPROCESSOR_NAME, WEIGHTS_NAME, CARD_NAME)
+CODE_NAMES = ("configuration_MERT.py", "modeling_MERT.py")
+"""What ships with a ``mert`` export, for `trust_remote_code=True`."""
+
+EXPORTED_FILES = (CONFIG_NAME, PREPROCESSOR_NAME, WEIGHTS_NAME, CARD_NAME, *CODE_NAMES)
+
+_CODE = Path(__file__).parent / "shipped"
 
 # `format` is what transformers asks for; the other entry marks the folder as replaceable by us.
 WEIGHTS_METADATA = {"format": "pt", "exported_by": "etude"}
@@ -35,7 +40,7 @@ def export_encoder(
 ) -> list[float]:
     """Writes ``folder`` and returns the largest difference of each hidden state.
 
-    :param format: ``hubert`` for one positional convolution, ``data2vec`` for a stack of them.
+    :param format: ``hubert`` or ``mert`` for one positional convolution, ``data2vec`` for a stack.
     :raises FileExistsError: if ``folder`` holds anything but an earlier export.
     :raises FloatingPointError: if weights are not finite.
     :raises ValueError: if the format's model cannot be this encoder, or if what was written does
@@ -66,6 +71,11 @@ def export_encoder(
         device = next(encoder.parameters()).device
         waveform = verification_waveform(encoder.config.sample_rate).to(device)
         differences = verify_export(encoder, temporary, waveform)
+        if format == "mert":
+            for name in CODE_NAMES:
+                shutil.copyfile(_CODE / name, temporary / name)
+            shipped = verify_export(encoder, temporary, waveform, shipped=True)
+            differences = list(map(max, differences, shipped))
         _publish(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -109,6 +119,8 @@ def _converted(encoder: Encoder, format: Format) -> tuple[dict[str, Any], dict[s
     config, state = encoder.config, encoder.state_dict()
     if format == "data2vec":
         return to_data2vec_config(config), to_data2vec(state, config)
+    if format == "mert":
+        return to_mert_config(config), to_hubert(state, config)
     return to_hubert_config(config), to_hubert(state, config)
 
 

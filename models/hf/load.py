@@ -18,6 +18,8 @@ from etude.models.frames import FrameGrid
 from etude.models.frontend import normalize_waveform
 from etude.models.hf.config import from_data2vec_config, from_hubert_config
 from etude.models.hf.keys import from_data2vec, from_hubert
+from etude.models.hf.shipped.configuration_MERT import MERTConfig
+from etude.models.hf.shipped.modeling_MERT import MERTModel
 
 CONFIG_NAME = "config.json"
 PREPROCESSOR_NAME = "preprocessor_config.json"
@@ -52,9 +54,12 @@ class HfEncoder:
         return states
 
 
-def load_hf_encoder(folder: Path, *, device: torch.device | None = None) -> HfEncoder:
+def load_hf_encoder(
+    folder: Path, *, device: torch.device | None = None, shipped: bool = False
+) -> HfEncoder:
     """Reads any HuBERT-like or data2vec folder.
 
+    :param shipped: reads a MERT with our copy of the code that ships with one, not as a HuBERT.
     :raises FileNotFoundError: if a file is missing.
     :raises ValueError: if the folder holds another kind of model, or lacks weights.
     """
@@ -63,20 +68,23 @@ def load_hf_encoder(folder: Path, *, device: torch.device | None = None) -> HfEn
     grid = FrameGrid(
         _sample_rate(folder, preprocessor), tuple(config.conv_kernel), tuple(config.conv_stride)
     )
-    model = load_model(folder)
+    model = load_model(folder, shipped=shipped)
     if device is not None:
         model = model.to(device)
     return HfEncoder(model, grid, normalize=_normalizes(preprocessor))
 
 
-def load_model(folder: Path) -> Any:
+def load_model(folder: Path, *, shipped: bool = False) -> Any:
     """The folder as transformers' model in evaluation mode, every weight from the file.
 
+    :param shipped: as in :func:`load_hf_encoder`.
     :raises FileNotFoundError: if there is no ``config.json``.
     :raises ValueError: if weights are missing or do not fit the settings.
     """
     config = _read_config(folder)
     model_class: Any = Data2VecAudioModel if _is_data2vec(config) else HubertModel
+    if shipped:
+        model_class, config = MERTModel, MERTConfig.from_dict(config.to_dict())
     name = model_class.__name__
     try:
         model, info = model_class.from_pretrained(

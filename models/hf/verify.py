@@ -1,9 +1,9 @@
 """Proof that an exported folder is the encoder that was trained: same audio, same hidden states.
 
-The folder is read as any user would read it, by transformers and with what its preprocessor says,
-and every hidden state is compared with the training encoder's. Two seconds are enough: every weight
-of the network acts on every frame. The mask embedding alone acts on no user's audio; a test masks
-with it.
+The folder is read as any user would read it, by transformers and with what its preprocessor says (a
+``mert`` one as a HuBERT, and by the code that ships with it), and every hidden state is compared
+with the training encoder's. Two seconds are enough: every weight of the network acts on every
+frame. The mask embedding alone acts on no user's audio; a test masks with it.
 """
 
 from pathlib import Path
@@ -30,15 +30,18 @@ def verification_waveform(sample_rate: int) -> Tensor:
     return torch.stack([noise, chord])
 
 
-def verify_export(encoder: Encoder, folder: Path, waveform: Tensor) -> list[float]:
+def verify_export(
+    encoder: Encoder, folder: Path, waveform: Tensor, *, shipped: bool = False
+) -> list[float]:
     """Largest absolute difference of each of the ``layers + 1`` hidden states.
 
     :param encoder: what was exported.
     :param folder: where it was exported to.
+    :param shipped: reads it with the code that ships with a ``mert`` export.
     :param waveform: (B, T), float in [-1, 1].
     :raises ValueError: if the folder does not load, or any difference exceeds the tolerance.
     """
-    exported = load_hf_encoder(folder, device=waveform.device)
+    exported = load_hf_encoder(folder, device=waveform.device, shipped=shipped)
     was_training = encoder.training
     encoder.eval()
     with torch.inference_mode():

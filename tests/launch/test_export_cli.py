@@ -95,9 +95,13 @@ def test_damaged_weights_are_no_checkpoint(run: Path, tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_format_to_come_is_refused(run: Path, tmp_path: Path) -> None:
+def test_a_mert_comes_with_its_code(run: Path, tmp_path: Path) -> None:
     done = export(run, tmp_path / "out", "--as", "mert")
-    assert done.returncode == 2 and "--as mert is not yet available" in done.stderr
+    assert done.returncode == 0, done.stderr
+    usage = done.stdout.split("use it:\n")[1].splitlines()
+    assert len(usage) == 5 and "AutoModel.from_pretrained" in usage[2]
+    assert "trust_remote_code=True" in usage[2]
+    assert (tmp_path / "out" / "modeling_MERT.py").is_file()
 
 
 @pytest.mark.parametrize("asked", [(), ("--as", "data2vec")], ids=["by default", "asked for"])
