@@ -130,7 +130,7 @@ def _settings(arguments: argparse.Namespace, corpus: "Corpus") -> "FeatureSettin
             conv_kernels=geometry.conv_kernels,
             conv_strides=geometry.conv_strides,
         )
-    from etude.pretrain.inputs import find_encoder
+    from etude.pretrain.starting import find_encoder
 
     settings = describe_encoder(find_encoder(arguments.model), layer=arguments.layer)
     if settings.sample_rate != corpus.sample_rate:

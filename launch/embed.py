@@ -156,13 +156,13 @@ class _Job:
             )
         different = [
             f"{key} was {before.get(key)}, now {value}"
-            for key, value in self.settings.items()
+            for key, value in {"source_bytes": source.size, **self.settings}.items()
             if before.get(key) != value
         ]
         if different:
             raise InputError(
-                f"{path} is there already, with other settings: {'; '.join(different)}. Choose "
-                "another --out, or --overwrite it."
+                f"{path} is there already, of another file or with other settings: "
+                f"{'; '.join(different)}. Choose another --out, or --overwrite it."
             )
         return True
 
@@ -215,6 +215,7 @@ class _Track:
         facts = {
             "model": job.model,
             "source": printable(self.source.name),
+            "source_bytes": self.source.size,
             "seconds": self.seconds,
             "frames": self.frames,
         }

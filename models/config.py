@@ -141,6 +141,7 @@ class EncoderConfig(BaseModel):
             "layer_drop",
             "feature_grad_scale",
             "impl",
+            "normalize",
             "padding",
         }
     )

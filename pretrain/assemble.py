@@ -12,7 +12,6 @@ from etude.data.pipeline import held_out_batches, training_batches
 from etude.data.plan import BatchShare, CropPlan
 from etude.models.encoder import Encoder
 from etude.models.spectral import ConstantQ
-from etude.models.weights import load_encoder
 from etude.pretrain.augment import mix_in_batch
 from etude.pretrain.checkpoint import Checkpoints
 from etude.pretrain.config import (
@@ -30,7 +29,7 @@ from etude.pretrain.engine import Engine, move
 from etude.pretrain.errors import ConfigError
 from etude.pretrain.health import Health, StopAtCollapse
 from etude.pretrain.hooks import Hook, MetricsFile, Progress, SaveCheckpoints, Validate
-from etude.pretrain.inputs import Inputs, find_encoder
+from etude.pretrain.inputs import Inputs
 from etude.pretrain.masked_prediction import MaskedPrediction, Mixture
 from etude.pretrain.metrics import MetricSums
 from etude.pretrain.random import derive
@@ -51,9 +50,9 @@ def build_objective(config: Config, inputs: Inputs) -> MaskedPrediction:
     """Encoder, targets and objective, initialised from the seed alone."""
     torch.manual_seed(config.seed)
     encoder = Encoder(config.model)
-    if config.init_from is not None:
+    if inputs.start is not None:
         # Before the targets: a teacher starts as a copy.
-        encoder.load_state_dict(load_encoder(find_encoder(config.init_from)).state_dict())
+        encoder.load_state_dict(inputs.start.state)
     return MaskedPrediction(
         encoder,
         {
@@ -208,7 +207,13 @@ def _inspect(
         plan, crops=crops, micro_batch=share.micro_batch, rank=0, ranks=1
     ):
         features = objective.inspect(move(batch, device))
-        yield {name: value for name, value in features.items() if name not in hidden}
+        shown = {name: value for name, value in features.items() if name not in hidden}
+        if batch.num_samples is None:
+            yield shown
+            continue
+        for row, samples in enumerate(batch.num_samples.tolist()):  # without the padding
+            count = objective.encoder.grid.num_frames(samples)
+            yield {name: value[row : row + 1, :count] for name, value in shown.items()}
 
 
 def _build_target(

@@ -182,7 +182,8 @@ class TeacherTargetConfig(Section):
     """``mse``: squares summed over dimensions, over sqrt(dim); ``cosine``: 2 - 2 cos (BYOL)."""
 
     pooled: bool = False
-    """Whether the means over all frames of a crop are compared instead of masked frames."""
+    """Whether the means over all frames of a crop are compared instead of masked frames; then
+    ``objective.visible_weight`` has nothing to act on."""
 
 
 TargetConfig = Annotated[
@@ -385,7 +386,8 @@ class Config(Section):
     logging: LoggingConfig = LoggingConfig()
 
     init_from: Path | None = None
-    """A run or checkpoint folder whose encoder weights to start from; heads start anew."""
+    """Whose encoder weights to start from; heads start anew: a run or checkpoint folder, a Hugging
+    Face folder or hub id (MERT, HuBERT, music2vec), or a checkpoint of the original fairseq."""
 
     deepspeed: dict[str, Any] | Path = {}
     """DeepSpeed's own settings, or the path of its JSON, merged into the generated ones."""

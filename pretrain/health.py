@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 _NEAR = 3.0
 """Within this multiple of a limit every check that is passed leaves a checkpoint."""
 
+_ROUND_OFF = 1e-12
+"""Of the mean square, in float64: a smaller variance is none."""
+
 _SENTENCES = {
     "target_std": "the teacher makes nearly the same of every frame",
     "prediction_std": "the student predicts nearly the same for every frame",
@@ -61,9 +64,14 @@ class FeatureHealth:
         between two frames of a clip; ``clip_cosine``: between the mean frames of two clips.
         """
         assert self._sum_C is not None and self._products_CC is not None
+        if not self._products_CC.isfinite().all():
+            return dict.fromkeys(("std", "rank", "frame_cosine", "clip_cosine"), float("nan"))
         mean = self._sum_C / self._frames
         covariance = self._products_CC / self._frames - torch.outer(mean, mean)
-        singular = torch.linalg.eigvalsh(covariance).clamp(min=0.0).sqrt()
+        eigenvalues = torch.linalg.eigvalsh(covariance)
+        # The difference of two large sums leaves a little of nothing, which the root would raise.
+        smallest = _ROUND_OFF * self._products_CC.diagonal().sum() / self._frames
+        singular = torch.where(eigenvalues > smallest, eigenvalues, 0.0).sqrt()
         share = singular / singular.sum().clamp(min=1e-30)
         return {
             "std": float(covariance.diagonal().clamp(min=0.0).sqrt().mean()),
@@ -135,18 +143,18 @@ class StopAtCollapse(Hook):
         judged = {
             key: (value, self._limits[key.rpartition("/")[2]])
             for key, value in values.items()
-            if key.rpartition("/")[2] in self._limits and not key.startswith("valid/")
+            if self._limits.get(key.rpartition("/")[2]) and not key.startswith("valid/")
         }
-        if not judged:
+        # Written so that a NaN is no health either.
+        low = [key for key, (value, limit) in judged.items() if not value >= limit]
+        if low and trainer.step > self._after_steps:
+            self._stop(trainer, low[0], *judged[low[0]])
+        if low or not judged:
             return
-        if trainer.step > self._after_steps:
-            for key, (value, limit) in judged.items():
-                # Written so that a NaN is no health either.
-                if not value >= limit:
-                    self._stop(trainer, key, value, limit)
-            if any(value < _NEAR * limit for value, limit in judged.values()):
-                self._saver.save(trainer)
         self._healthy = trainer.step
+        near = any(value < _NEAR * limit for value, limit in judged.values())
+        if near and trainer.step > self._after_steps:
+            self._saver.save(trainer)
 
     def _stop(self, trainer: "Trainer", key: str, value: float, limit: float) -> None:
         quantity = key.rpartition("/")[2]
@@ -166,9 +174,9 @@ class StopAtCollapse(Hook):
 
 
 def _mean_cosine(rows_NC: Tensor) -> Tensor:
-    """Mean cosine between two different rows; 1 where there is one row alone."""
-    count = len(rows_NC)
-    if count < 2:
+    """Mean cosine between two different rows; 1 where there is one row alone, or all are zero."""
+    unit = F.normalize(rows_NC, dim=-1)
+    count, itself = len(unit), unit.square().sum()
+    if count < 2 or not itself:
         return rows_NC.new_ones(())
-    total = F.normalize(rows_NC, dim=-1).sum(dim=0)
-    return (total.square().sum() - count) / (count * (count - 1))
+    return (unit.sum(dim=0).square().sum() - itself) / (count * (count - 1))

@@ -1,20 +1,18 @@
 """What a run reads, opened and checked: whatever can be wrong is found before a model is built."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from etude.data.errors import InputError
 from etude.data.plan import BatchShare, CropPlan
 from etude.data.shards import Corpus, open_corpus
 from etude.data.tokens import Tokens, open_tokens
-from etude.models.config import EncoderConfig
 from etude.models.frames import FrameGrid
-from etude.models.weights import load_encoder_config
 from etude.pretrain.config import CodecTargetConfig, Config, KmeansTargetConfig
 from etude.pretrain.deepspeed_settings import deepspeed_settings
 from etude.pretrain.errors import ConfigError
 from etude.pretrain.quantizer import FeatureQuantizer, load_quantizer
+from etude.pretrain.starting import Start, load_start
 
 if TYPE_CHECKING:
     from etude.pretrain.codec import Codec
@@ -35,6 +33,8 @@ class Inputs:
     codecs: "dict[str, Codec]"
     """Codecs whose weights were given, by the target's name."""
     share: BatchShare
+    start: Start | None
+    """The weights of ``init_from``."""
     notes: tuple[str, ...]
     """Things that are odd but not wrong."""
 
@@ -60,8 +60,7 @@ def check_inputs(config: Config, *, rank: int, ranks: int, device: str) -> Input
             f"{config.model.sample_rate}. Prepare it with `--sample-rate "
             f"{config.model.sample_rate}`, or set model.sample_rate={corpus.sample_rate}."
         )
-    if config.init_from is not None:
-        _check_start(config, config.init_from)
+    start = None if config.init_from is None else load_start(config.init_from, config.model)
     quantizers = _load_quantizers(config)
     codecs = _load_codecs(config)
     tokens = _open_tokens(config, corpus, codecs)
@@ -75,21 +74,11 @@ def check_inputs(config: Config, *, rank: int, ranks: int, device: str) -> Input
         tokens=tokens,
         codecs=codecs,
         share=share,
-        notes=tuple(_notes(config, train, valid, share, quantizers)),
-    )
-
-
-def find_encoder(path: Path) -> Path:
-    """The folder with the newest encoder of a run, a checkpoint or an encoder folder.
-
-    :raises InputError: if there is none.
-    """
-    for folder in (path, *sorted(path.glob("checkpoints/step-????????"), reverse=True)):
-        if (folder / "encoder.json").is_file():
-            return folder
-    raise InputError(
-        f"{path} holds no encoder: expected a run folder with checkpoints, or a folder with "
-        "encoder.json and encoder.safetensors."
+        start=start,
+        notes=(
+            *_notes(config, train, valid, share, quantizers),
+            *(start.account if start is not None else ()),
+        ),
     )
 
 
@@ -139,26 +128,6 @@ def _micro_batch(config: Config, ranks: int, device: str) -> int:
             f"{max(1, per_rank // chosen) * chosen * ranks}, or another micro-batch."
         )
     return chosen
-
-
-def _check_start(config: Config, start: Path) -> None:
-    """Whether the weights of ``init_from`` fit: all that gives them their shapes must be equal."""
-    folder = find_encoder(start)
-    try:
-        old = load_encoder_config(folder)
-    except ValueError as error:
-        raise ConfigError(f"init_from: {error}") from error
-    shaping = EncoderConfig.model_fields.keys() - EncoderConfig.free_fields
-    different = [
-        f"{key} (there {getattr(old, key)!r}, here {getattr(config.model, key)!r})"
-        for key in sorted(shaping)
-        if getattr(old, key) != getattr(config.model, key)
-    ]
-    if different:
-        raise ConfigError(
-            f"init_from: the encoder in {folder} has another shape than model: "
-            f"{'; '.join(different)}. Take its settings."
-        )
 
 
 def _plan(config: Config, corpus: Corpus, tokens: dict[str, Tokens], split: str) -> CropPlan:

@@ -12,6 +12,7 @@ from etude.pretrain.checkpoint import find_damage, step_of
 from etude.pretrain.config import Config
 from etude.pretrain.distributed import World, complete_environment, current_world
 from etude.pretrain.dry_run import describe_run
+from etude.pretrain.errors import CollapseError
 from etude.pretrain.inputs import Inputs, check_inputs
 from etude.pretrain.label_check import check_labels
 from etude.pretrain.run_folder import RunFolder
@@ -40,7 +41,7 @@ def train_run(config: Config) -> int:
     for note in inputs.notes:
         _log.warning("%s", note)
     code, reason, step = 1, "failed", 0
-    healthy: Path | None = None
+    collapse: CollapseError | None = None
     try:
         for line in check_labels(config, inputs):
             _log.info("labels: %s", line)
@@ -51,12 +52,16 @@ def train_run(config: Config) -> int:
         raise
     except Exception as error:
         code, reason = getattr(error, "exit_status", 1), str(error) or type(error).__name__
-        healthy = getattr(error, "checkpoint", None)
+        collapse = error if isinstance(error, CollapseError) else None
         raise
     finally:
         ignore_signals()  # a launcher signals all ranks as soon as one of them is gone
         if world.is_main:
-            newest = healthy or _newest_checkpoint(folder, trusted=code in (0, 75))
+            newest = (
+                _newest_checkpoint(folder, trusted=code in (0, 75))
+                if collapse is None
+                else collapse.checkpoint
+            )
             folder.write_exit(
                 code=code,
                 reason=reason,

@@ -124,7 +124,7 @@ class MaskedPrediction(nn.Module):
             mixed = (heard != clean).any(dim=1).float().mean()
             metrics["mixture/mixed"] = Mean.of(mixed, len(clean))
         if self.feature_penalty:
-            penalty = features.raw.float().square().mean()
+            penalty = _true_rows(features.raw, mask.num_frames).float().square().mean()
             loss = loss + self.feature_penalty * penalty
             metrics["feature_penalty"] = Mean.of(penalty, len(clean))
         metrics["loss"] = Mean.of(loss, len(clean))
@@ -153,6 +153,7 @@ class MaskedPrediction(nn.Module):
                     key,
                     batch.sample_ids,
                     num_frames=counts,
+                    padded_frames=num_frames,
                     counts=[self._masked_count(count) for count in counts],
                     span=self.mask_span,
                 )
@@ -197,12 +198,16 @@ class MaskedPrediction(nn.Module):
             return output.last
         visible_BV = mask.visible_BV
         output = self.encoder.context(
-            projected, mask=mask.bool_BF, kept_BV=visible_BV, keep_layers=keep_layers
+            projected,
+            mask=mask.bool_BF,
+            num_frames=mask.num_frames,
+            kept_BV=visible_BV,
+            keep_layers=keep_layers,
         )
         filled: Tensor = self.decoder(output.last, visible_BV, projected.shape[1])
         # Visible frames are the encoder's own; the decoder answers for the hidden ones.
         index = visible_BV[..., None].expand_as(output.last)
-        return filled.scatter(1, index, output.last.to(filled.dtype))
+        return filled.to(output.last.dtype).scatter(1, index, output.last)
 
     def _target_of(
         self, target: Target, batch: AudioBatch, heard: Tensor, projected: Tensor, mask: FrameMask
@@ -259,6 +264,14 @@ def _rows(values_BF: Tensor, index_BM: Tensor, counts: Sequence[int] | None) -> 
         for values, index, count in zip(values_BF, index_BM, counts, strict=True)
     ]
     return torch.cat(picked)[None]
+
+
+def _true_rows(values_BF: Tensor, num_frames: Sequence[int] | None) -> Tensor:
+    """``values_BF`` without padding; of a padded batch as one long row."""
+    if num_frames is None:
+        return values_BF
+    rows = zip(values_BF, num_frames, strict=False)  # several views have the same clips
+    return torch.cat([values[:count] for values, count in rows])[None]
 
 
 def _stacked(masks: Sequence[FrameMask]) -> FrameMask:

@@ -91,20 +91,22 @@ def padded_span_mask(
     sample_ids: Tensor,
     *,
     num_frames: Sequence[int],
+    padded_frames: int,
     counts: Sequence[int],
     span: int,
 ) -> FrameMask:
     """Draws for each row of a padded batch the mask that its clip alone would get.
 
-    :param num_frames: true frames of each row; the batch is as long as the longest.
+    :param num_frames: true frames of each row.
+    :param padded_frames: frames of every row with its padding.
     :param counts: frames to mask of each row.
     """
     device = sample_ids.device
-    frame_F = torch.arange(max(num_frames), device=device)
+    frame_F = torch.arange(padded_frames, device=device)
     length_B1 = torch.tensor(list(num_frames), device=device)[:, None]
     count_B1 = torch.tensor(list(counts), device=device)[:, None]
 
-    time = uniform(key, sample_ids, max(num_frames) - span + 1)
+    time = uniform(key, sample_ids, padded_frames - span + 1)
     starts_B1 = length_B1 - span + 1
     time = time.masked_fill(frame_F[: time.shape[1]] >= starts_B1, _NEVER)
     order = torch.argsort(_covered_at(time, span), dim=1, stable=True)

@@ -92,7 +92,8 @@ def model_card(config: EncoderConfig, facts: CardFacts, *, format: Format, param
         "```python\n" + "\n".join(usage_lines(f"path/to/{facts.name}", config, format)) + "\n```\n",
         f"Feed mono audio at {config.sample_rate} Hz, as floating-point numbers between -1 and "
         f"1{heard}. `hidden_states[0]` is the input of the first layer, "
-        f"`hidden_states[{config.layers}]` the output of the last.\n",
+        f"`hidden_states[{config.layers}]` the output of the last"
+        f"{_last_layer(config, format)}.\n",
     ]
     if facts.probes:
         sections += [
@@ -109,6 +110,15 @@ def model_card(config: EncoderConfig, facts: CardFacts, *, format: Format, param
             "</details>\n",
         ]
     return "\n".join(sections)
+
+
+def _last_layer(config: EncoderConfig, format: Format) -> str:
+    if format != "hubert" or config.norm != "pre":
+        return ""
+    return (
+        ": after the final norm in transformers 4, before it in 5, where `last_hidden_state` has "
+        "it after"
+    )
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:

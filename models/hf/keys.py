@@ -1,19 +1,16 @@
 """Parameter names: ours and those of transformers' models, one row per kind of parameter.
 
-``HubertModel`` and ``Data2VecAudioModel`` differ in the positional convolutions alone.
-``N`` stands for a layer's number, ``*`` for ``weight`` or ``bias``. Shapes are the same on both
-sides, so a table is all that a conversion needs. Layout: fairseq2's ``models/wav2vec2/interop.py``.
+``HubertModel`` and ``Data2VecAudioModel`` differ in the positional convolutions alone. Shapes are
+the same on both sides, so a table is all that a conversion needs. Layout: fairseq2's
+``models/wav2vec2/interop.py``.
 """
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor
 
 from etude.models.config import EncoderConfig
-
-Row = tuple[str, str]
-"""Our key pattern, Hugging Face's."""
+from etude.models.renaming import Row, rename
 
 _SHARED_KEYS: tuple[Row, ...] = (
     ("mask_embedding", "masked_spec_embed"),
@@ -71,7 +68,7 @@ def to_hubert(state: Mapping[str, Tensor], config: EncoderConfig) -> dict[str, T
 
     :raises ValueError: for a key that no row has.
     """
-    return _rename(state, hubert_rows(config), side="an encoder")
+    return rename(state, hubert_rows(config), side="an encoder")
 
 
 def from_hubert(state: Mapping[str, Tensor], config: EncoderConfig) -> dict[str, Tensor]:
@@ -79,17 +76,17 @@ def from_hubert(state: Mapping[str, Tensor], config: EncoderConfig) -> dict[str,
 
     :raises ValueError: for a key that no row has.
     """
-    return _rename(state, _reversed(hubert_rows(config)), side="a HubertModel")
+    return rename(state, _reversed(hubert_rows(config)), side="a HubertModel")
 
 
 def to_data2vec(state: Mapping[str, Tensor], config: EncoderConfig) -> dict[str, Tensor]:
     """As :func:`to_hubert`, to ``Data2VecAudioModel``'s keys."""
-    return _rename(state, data2vec_rows(config), side="an encoder")
+    return rename(state, data2vec_rows(config), side="an encoder")
 
 
 def from_data2vec(state: Mapping[str, Tensor], config: EncoderConfig) -> dict[str, Tensor]:
     """As :func:`from_hubert`, from a ``Data2VecAudioModel``'s state dict."""
-    return _rename(state, _reversed(data2vec_rows(config)), side="a Data2VecAudioModel")
+    return rename(state, _reversed(data2vec_rows(config)), side="a Data2VecAudioModel")
 
 
 def _used(rows: tuple[Row, ...], config: EncoderConfig) -> tuple[Row, ...]:
@@ -98,36 +95,3 @@ def _used(rows: tuple[Row, ...], config: EncoderConfig) -> tuple[Row, ...]:
 
 def _reversed(rows: tuple[Row, ...]) -> tuple[Row, ...]:
     return tuple((theirs, ours) for ours, theirs in rows)
-
-
-def _rename(state: Mapping[str, Tensor], rows: tuple[Row, ...], *, side: str) -> dict[str, Tensor]:
-    renamed: dict[str, Tensor] = {}
-    unknown: list[str] = []
-    compiled = [(_pattern(source), target) for source, target in rows]
-    for key, tensor in state.items():
-        new_key = _new_key(key, compiled)
-        if new_key is None:
-            unknown.append(key)
-        elif new_key in renamed:
-            raise ValueError(f"two parameters would both be called {new_key}: {key} is the second.")
-        else:
-            renamed[new_key] = tensor
-    if unknown:
-        raise ValueError(
-            f"every parameter of {side} must have a row in the key table, but these have none: "
-            f"{', '.join(unknown)}."
-        )
-    return renamed
-
-
-def _new_key(key: str, rows: Iterable[tuple[re.Pattern[str], str]]) -> str | None:
-    for pattern, target in rows:
-        if match := pattern.fullmatch(key):
-            parts = match.groupdict()
-            return re.sub(r"\bN\b", parts.get("N") or "", target).replace("*", parts.get("end", ""))
-    return None
-
-
-def _pattern(row: str) -> re.Pattern[str]:
-    text = re.escape(row).replace(r"\.N\.", r"\.(?P<N>\d+)\.")
-    return re.compile(text.replace(r"\*", "(?P<end>weight|bias)"))

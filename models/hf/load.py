@@ -1,8 +1,8 @@
 """A Hugging Face folder as frozen features, or as an encoder of ours to train on.
 
-Local files alone, and stock ``HubertModel`` or ``Data2VecAudioModel``: nothing is downloaded and no
-code of the folder runs. The released MERT models are stock HuBERT models under another name, and
-music2vec is a stock data2vec model, so they load too.
+Nothing is downloaded but by :func:`fetch`, and no code of a folder runs: models are those of stock
+transformers. The released MERT models are stock HuBERT models under another name, and music2vec is
+a stock data2vec model, so they load too.
 """
 
 import json
@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from torch import Tensor
 from transformers import Data2VecAudioConfig, Data2VecAudioModel, HubertConfig, HubertModel
 
@@ -52,6 +54,18 @@ class HfEncoder:
             waveform = normalize_waveform(waveform)
         states: tuple[Tensor, ...] = self._model(waveform, output_hidden_states=True).hidden_states
         return states
+
+
+def fetch(name: str) -> Path:
+    """The folder of a model on the Hugging Face hub: settings and weights, and no code.
+
+    :raises ValueError: if there is no such model, or no way to the hub.
+    """
+    wanted = [CONFIG_NAME, PREPROCESSOR_NAME, WEIGHTS_NAME, "pytorch_model.bin"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ValueError(f"{name} cannot be had from the Hugging Face hub: {error}") from error
 
 
 def load_hf_encoder(

@@ -342,6 +342,104 @@ def test_a_combination_just_inside_the_limits_is_accepted(minimal: Path, words: 
     load_config(minimal, words)
 
 
+TEACHER = "objective.targets.teacher={kind: teacher, top_layers: 12}"
+TRI_STAGE = "optim.schedule=tri_stage"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["optim.hold_steps=3"], "optim.hold_steps goes with optim.schedule: tri_stage"),
+        (["optim.hold_steps=3"], "it is 3 with linear"),
+        (["optim.hold_steps=0"], "it is 0 with linear"),
+        ([TRI_STAGE], "it is None with tri_stage"),
+        (
+            [TRI_STAGE, "optim.hold_steps=9"],
+            "optim.warmup_steps (2) and optim.hold_steps (9) must not exceed the schedule's 10",
+        ),
+        (
+            [TRI_STAGE, "optim.hold_steps=19", "optim.schedule_steps=20"],
+            "optim.hold_steps (19) must not exceed the schedule's 20",
+        ),
+        (["optim.schedule=cosine"], "should be 'linear' or 'tri_stage', but is 'cosine'"),
+        (
+            [TEACHER, "model.layers=11"],
+            "objective.targets.teacher.top_layers (12) must not exceed model.layers (11)",
+        ),
+        (
+            [TEACHER, "objective.targets.teacher.view=other"],
+            "objective.targets.teacher.view: other needs objective.views of 2 or more, but it is 1",
+        ),
+        ([TEACHER, "objective.targets.teacher.decay=1.1"], "less than or equal to 1, but is 1.1"),
+        (["objective.views=0"], "greater than or equal to 1, but is 0"),
+        (["objective.decoder.groups=7"], "groups (7) must divide dim (384)"),
+        (["objective.decoder={dim: 24}"], "groups (16) must divide dim (24)"),
+        (["objective.decoder.kernel=6"], "kernel must be odd, but is 6"),
+        (["health.min_target_std=-1"], "greater than or equal to 0, but is -1"),
+        (["health.every_step=1"], "Did you mean `every_steps`?"),
+    ],
+)
+def test_what_a_teacher_and_its_schedule_cannot_be_is_told_in_one_line(
+    minimal: Path, words: list[str], told: str
+) -> None:
+    message = refusal(minimal, *words)
+    assert told in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [TRI_STAGE, "optim.hold_steps=8"],
+        [TRI_STAGE, "optim.hold_steps=0"],
+        [TEACHER, "model.layers=12"],
+        [TEACHER, "objective.targets.teacher.view=other", "objective.views=2"],
+        [TEACHER, "objective.targets.teacher.decay=1", "objective.targets.teacher.end_decay=0"],
+        [TEACHER, "objective.targets.teacher.anneal_steps=0"],
+        ["objective.decoder={dim: 48, groups: 16, kernel: 1, layers: 1}", "objective.views=8"],
+    ],
+)
+def test_a_teacher_and_its_schedule_just_inside_the_limits_are_accepted(
+    minimal: Path, words: list[str]
+) -> None:
+    load_config(minimal, words)
+
+
+TEACHER_ALONE = ("objective.targets={teacher: {kind: teacher}}", "model.conv_norm=layer")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["data.min_clip_seconds=5.1"], "(5.1) must not exceed data.crop_seconds (5.0)"),
+        (["model.conv_norm=group"], "needs model.conv_norm: layer"),
+        (["objective.decoder={}"], "objective.decoder needs equally many visible frames"),
+        (["objective.targets.teacher.pooled=true"], "which objective.targets.teacher would hear"),
+        (["objective.targets.cqt={kind: cqt}"], "which objective.targets.cqt would hear"),
+        (["data.min_clip_seconds=0.06"], "data.min_clip_seconds (0.06) gives 4 frames, too few"),
+    ],
+)
+def test_short_clips_are_refused_where_their_padding_would_be_heard(
+    minimal: Path, words: list[str], told: str
+) -> None:
+    given = [*TEACHER_ALONE, "data.min_clip_seconds=1"]
+    assert load_config(minimal, given).min_clip_samples == 24_000
+    assert load_config(minimal, given[:-1]).min_clip_samples == 120_000
+    assert told in refusal(minimal, *given, *words)
+
+
+def test_an_empty_decoder_section_is_data2vec_2s_and_a_teachers_that_of_music2vec(
+    minimal: Path,
+) -> None:
+    config = load_config(minimal, ["objective.decoder={}", TEACHER])
+    assert load_config(minimal).objective.decoder is None
+    decoder = config.objective.decoder
+    assert decoder is not None
+    assert (decoder.layers, decoder.dim, decoder.kernel, decoder.groups) == (4, 384, 7, 16)
+    published = load_config(ROOT / "configs" / "music2vec_v1.yaml").objective.targets["teacher"]
+    teacher = config.objective.targets["teacher"]
+    assert published == teacher.model_copy(update={"top_layers": 8})
+
+
 def test_the_schedule_is_as_long_as_the_run_unless_it_is_given(minimal: Path) -> None:
     assert load_config(minimal).schedule_steps == 10
     assert load_config(minimal, ["optim.schedule_steps=400"]).schedule_steps == 400

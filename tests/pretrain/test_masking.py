@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from etude.pretrain.masking import FrameMask, masked_count, span_mask
+from etude.pretrain.masking import FrameMask, masked_count, padded_span_mask, span_mask
 from etude.pretrain.random import derive
 
 KEY = derive(0, "mask")
@@ -106,3 +106,50 @@ def test_the_nearest_visible_frame_is_what_a_search_finds(frames: int, count: in
             mask.index_BM[row].tolist(), mask.nearest_visible_BM[row].tolist(), strict=True
         ):
             assert nearest == min(visible, key=lambda other: (abs(other - frame), other))
+
+
+# Rows of different lengths.
+
+LENGTHS = [60, 41, 60, 9, 23]
+
+
+def padded(
+    counts: list[int], *, lengths: list[int] = LENGTHS, span: int = 5, frames: int = 60
+) -> FrameMask:
+    ids = torch.arange(3, 3 + len(lengths))
+    return padded_span_mask(
+        KEY, ids, num_frames=lengths, padded_frames=frames, counts=counts, span=span
+    )
+
+
+@pytest.mark.parametrize("counts", [[36, 20, 1, 5, 22], [59, 40, 59, 8, 1], [2, 40, 30, 1, 7]])
+@pytest.mark.parametrize("span", [1, 5, 9])
+@pytest.mark.parametrize("frames", [60, 74])
+def test_a_padded_row_has_the_mask_that_its_clip_has_alone(
+    counts: list[int], span: int, frames: int
+) -> None:
+    mask = padded(counts, span=span, frames=frames)
+    assert mask.bool_BF.shape == (5, frames)
+    assert mask.num_frames == tuple(LENGTHS) and mask.masked_counts == tuple(counts)
+    visible_counts = [length - count for length, count in zip(LENGTHS, counts, strict=True)]
+    assert mask.visible_counts == tuple(visible_counts)
+    assert mask.index_BM.shape == (5, max(counts))
+    assert mask.visible_BV.shape == (5, max(visible_counts))
+    for row, (length, count) in enumerate(zip(LENGTHS, counts, strict=True)):
+        alone = span_mask(KEY, torch.tensor([3 + row]), num_frames=length, count=count, span=span)
+        assert torch.equal(mask.bool_BF[row, :length], alone.bool_BF[0])
+        assert not mask.bool_BF[row, length:].any()  # what fills a row up is never masked
+        assert torch.equal(mask.index_BM[row, :count], alone.index_BM[0])
+        assert torch.equal(mask.visible_BV[row, : length - count], alone.visible_BV[0])
+        nearest = mask.nearest_visible_BM[row, :count]
+        assert torch.equal(nearest, alone.nearest_visible_BM[0])
+        assert nearest.max() < length
+        assert torch.isin(nearest, alone.visible_BV).all()
+
+
+def test_a_batch_of_equal_lengths_is_masked_as_one_without_padding() -> None:
+    lengths, counts = [60] * 5, [36] * 5
+    mask = padded(counts, lengths=lengths)
+    plain = span_mask(KEY, torch.arange(3, 8), num_frames=60, count=36, span=5)
+    for one, other in zip(mask[:4], plain[:4], strict=True):
+        assert torch.equal(one, other)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from etude.pretrain.metrics import LabelCounts, Mean, MetricSums, Spread
+from etude.pretrain.metrics import Deviation, LabelCounts, Mean, MetricSums, Spread
 
 SPLITS = [[1000], [1, 999], [300, 17, 683]]
 
@@ -60,3 +60,28 @@ def test_a_spread_is_the_error_of_predicting_the_mean_of_all(sizes: list[int]) -
         sums.add({"t/variance": Spread.of(part)})
     error = (vectors.double() - vectors.double().mean(dim=0)).square().mean()
     assert sums.results()["t/variance"] == pytest.approx(float(error), rel=1e-9)
+
+
+@pytest.mark.parametrize("sizes", SPLITS)
+def test_a_deviation_is_that_of_each_dimension_over_all_vectors_then_averaged(
+    sizes: list[int],
+) -> None:
+    noise = torch.randn(1000, 3, generator=torch.Generator().manual_seed(0))
+    vectors = noise * torch.tensor([0.01, 1.0, 5.0]) + 50
+    sums = MetricSums()
+    for part in vectors.split(sizes):
+        sums.add({"t/std": Deviation.of(part), "t/variance": Spread.of(part)})
+    expected = vectors.double().numpy().std(axis=0)
+    results = sums.results()
+    assert results["t/std"] == pytest.approx(float(expected.mean()), rel=1e-9)
+    # Beside a spread of the same vectors, which is the variance.
+    assert results["t/variance"] == pytest.approx(float((expected**2).mean()), rel=1e-9)
+
+
+def test_vectors_that_are_all_equal_have_no_deviation() -> None:
+    sums = MetricSums()
+    vector = torch.randn(5, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    metric = Deviation.of(1e3 * vector.expand(100, 5))
+    assert not metric.moments.requires_grad
+    sums.add({"t/std": metric})
+    assert sums.results()["t/std"] == pytest.approx(0.0, abs=1e-4)
