@@ -48,6 +48,21 @@ HUBERT_SETTINGS: Settings = (
 )
 DATA2VEC_SETTINGS: Settings = (*SHARED_SETTINGS, ("position_depth", "num_conv_pos_embeddings"))
 
+_REGULARISATION = {"hidden_dropout", "attention_dropout", "activation_dropout"}
+_REGULARISATION |= {"feat_proj_dropout", "layerdrop"}
+
+HUBERT_SHAPING = (
+    *(theirs for _, theirs in HUBERT_SETTINGS if theirs not in _REGULARISATION),
+    "do_stable_layer_norm",
+)
+"""Fields without which a HuBERT cannot be rebuilt: its shape and its order of norms."""
+
+DATA2VEC_SHAPING = (
+    *(theirs for _, theirs in DATA2VEC_SETTINGS if theirs not in _REGULARISATION),
+    "conv_pos_kernel_size",
+)
+"""The same of a data2vec model."""
+
 # What our encoder always is, and a Hugging Face model need not be.
 _SHARED_FIXED: dict[str, Any] = {
     "hidden_act": "gelu",

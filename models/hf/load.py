@@ -18,7 +18,12 @@ from transformers import Data2VecAudioConfig, Data2VecAudioModel, HubertConfig, 
 from etude.models.encoder import Encoder
 from etude.models.frames import FrameGrid
 from etude.models.frontend import normalize_waveform
-from etude.models.hf.config import from_data2vec_config, from_hubert_config
+from etude.models.hf.config import (
+    DATA2VEC_SHAPING,
+    HUBERT_SHAPING,
+    from_data2vec_config,
+    from_hubert_config,
+)
 from etude.models.hf.keys import from_data2vec, from_hubert
 from etude.models.hf.shipped.configuration_MERT import MERTConfig
 from etude.models.hf.shipped.modeling_MERT import MERTModel
@@ -101,11 +106,22 @@ def load_model(folder: Path, *, shipped: bool = False) -> Any:
         model_class, config = MERTModel, MERTConfig.from_dict(config.to_dict())
     name = model_class.__name__
     try:
+        # Of a wrong shape transformers' own error does not say whose it is.
         model, info = model_class.from_pretrained(
-            folder, config=config, local_files_only=True, output_loading_info=True
+            folder,
+            config=config,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
         )
     except (OSError, RuntimeError) as error:
         raise ValueError(f"{folder} cannot be loaded as a {name}: {error}") from error
+    if mismatched := sorted(info["mismatched_keys"]):
+        key = mismatched[0] if isinstance(mismatched[0], str) else mismatched[0][0]
+        wanted = tuple(model.state_dict()[key].shape)
+        raise ValueError(
+            f"{key} in {folder} has another shape than {wanted}, which {CONFIG_NAME} makes it."
+        )
     # transformers fills what is missing with random numbers and only warns.
     if lacking := sorted(info["missing_keys"]):
         raise ValueError(
@@ -145,6 +161,13 @@ def _read_config(folder: Path) -> Any:
         raise ValueError(
             f"model_type in {folder / CONFIG_NAME} must be {', '.join(MODEL_TYPES[:-1])} or "
             f"{MODEL_TYPES[-1]}, but is {kind!r}."
+        )
+    # A missing field would be filled with a default, and perhaps load into another model.
+    shaping = DATA2VEC_SHAPING if kind == DATA2VEC_TYPE else HUBERT_SHAPING
+    if lacking := [key for key in shaping if key not in values]:
+        raise ValueError(
+            f"{folder / CONFIG_NAME} must say {', '.join(lacking)}: a model cannot be rebuilt by "
+            "guessing. Take them from where the weights were made."
         )
     # What MERT's own class adds; no released model has any of it switched on where it would act.
     relaxed = values.get("attention_relax", -1) > 0 and not values.get("do_stable_layer_norm")

@@ -19,6 +19,7 @@ from transformers import (
     Wav2Vec2FeatureExtractor,
 )
 
+from etude.models import renaming
 from etude.models.config import EncoderConfig
 from etude.models.encoder import Encoder
 from etude.models.hf import keys
@@ -97,7 +98,7 @@ class Stock(NamedTuple):
     to_config: Callable[[EncoderConfig], dict[str, Any]]
     from_config: Callable[..., EncoderConfig]
     table: str
-    rows: Callable[[EncoderConfig], tuple[keys.Row, ...]]
+    rows: Callable[[EncoderConfig], tuple[renaming.Row, ...]]
     to_keys: Callable[..., dict[str, Tensor]]
     from_keys: Callable[..., dict[str, Tensor]]
 
@@ -310,9 +311,9 @@ def test_the_released_geometries_have_the_released_tensors(
 Shapes = list[tuple[str, torch.Size]]
 
 
-def shapes_of(row: keys.Row, encoder: Encoder) -> Shapes:
+def shapes_of(row: renaming.Row, encoder: Encoder) -> Shapes:
     """What the row renames: layer and end of each key, with its shape."""
-    pattern = keys._pattern(row[0])
+    pattern = renaming._pattern(row[0])
     return [
         (str(match.groupdict()), tensor.shape)
         for key, tensor in encoder.state_dict().items()
@@ -320,7 +321,7 @@ def shapes_of(row: keys.Row, encoder: Encoder) -> Shapes:
     ]
 
 
-def broken_tables(encoder: Encoder) -> Iterator[tuple[str, tuple[keys.Row, ...]]]:
+def broken_tables(encoder: Encoder) -> Iterator[tuple[str, tuple[renaming.Row, ...]]]:
     """Every table with one row left out, one misspelt, or two swapped that shapes allow."""
     rows = stock(encoder.config).rows(encoder.config)
     for index, (ours, theirs) in enumerate(rows):
@@ -360,7 +361,7 @@ def test_a_wrong_row_in_the_key_table_never_passes_verification(
 
 
 @pytest.mark.parametrize("table", [HUBERT_KEYS, DATA2VEC_KEYS], ids=["hubert", "data2vec"])
-def test_no_row_of_a_table_is_there_twice(table: tuple[keys.Row, ...]) -> None:
+def test_no_row_of_a_table_is_there_twice(table: tuple[renaming.Row, ...]) -> None:
     assert len({ours for ours, _ in table}) == len(table)
 
 
@@ -376,8 +377,8 @@ def test_the_table_is_one_to_one_and_holds_every_parameter(variant: str) -> None
     assert back.keys() == state.keys()
     assert all(back[key] is tensor for key, tensor in state.items())
     for ours, theirs in there.rows(config):
-        assert any(keys._pattern(ours).fullmatch(key) for key in state), f"unused: {ours}"
-        assert any(keys._pattern(theirs).fullmatch(key) for key in renamed), f"unused: {theirs}"
+        assert any(renaming._pattern(ours).fullmatch(key) for key in state), f"unused: {ours}"
+        assert any(renaming._pattern(theirs).fullmatch(key) for key in renamed), f"unused: {theirs}"
 
 
 @pytest.mark.parametrize("variant", ["post-group", "stack"])
