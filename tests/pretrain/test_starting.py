@@ -193,9 +193,7 @@ def test_a_wrong_shape_is_named(tmp_path: Path) -> None:
     weights = load_file(tmp_path / "out" / "model.safetensors")
     weights["encoder.layer_norm.bias"] = torch.zeros(31)
     save_file(weights, tmp_path / "out" / "model.safetensors", metadata={"format": "pt"})
-    wrong = (
-        r"encoder\.layer_norm\.bias in .* has the shape \(31,\), but config.json makes it \(32,\)"
-    )
+    wrong = r"encoder\.layer_norm\.bias in .* has another shape than \(32,\)"
     with pytest.raises(ConfigError, match=wrong):
         load_start(tmp_path / "out", encoder.config)
 
