@@ -27,7 +27,17 @@ CARD_NAME = "README.md"
 CODE_NAMES = ("configuration_MERT.py", "modeling_MERT.py")
 """What ships with a ``mert`` export, for `trust_remote_code=True`."""
 
-EXPORTED_FILES = (CONFIG_NAME, PREPROCESSOR_NAME, WEIGHTS_NAME, CARD_NAME, *CODE_NAMES)
+MARBLE_NAME = "marble_encoder.py"
+"""The model as an encoder of the MARBLE benchmark; ships with every export."""
+
+EXPORTED_FILES = (
+    CONFIG_NAME,
+    PREPROCESSOR_NAME,
+    WEIGHTS_NAME,
+    CARD_NAME,
+    MARBLE_NAME,
+    *CODE_NAMES,
+)
 
 _CODE = Path(__file__).parent / "shipped"
 
@@ -68,6 +78,7 @@ def export_encoder(
         parameters = sum(tensor.numel() for tensor in weights.values())
         text = model_card(encoder.config, card, format=format, parameters=parameters)
         (temporary / CARD_NAME).write_text(text)
+        shutil.copyfile(_CODE / MARBLE_NAME, temporary / MARBLE_NAME)
         device = next(encoder.parameters()).device
         waveform = verification_waveform(encoder.config.sample_rate).to(device)
         differences = verify_export(encoder, temporary, waveform)
