@@ -7,7 +7,7 @@ proves on two seconds of audio that every layer gives what it gave in training.
 import argparse
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from etude.data.errors import InputError
 from etude.launch import cli
@@ -145,7 +145,36 @@ def _card_facts(checkpoint: Path, out: Path, *, probe: Path | None) -> "CardFact
         audio_hours=hours,
         context_seconds=data.get("crop_seconds") if isinstance(data, dict) else None,
         config_yaml=text,
+        corpus=_describe_corpus(data.get("corpus") if isinstance(data, dict) else None),
+        notes=_notes(config),
         probes=() if probed is None else probed.rows,
+    )
+
+
+def _describe_corpus(place: object) -> str | None:
+    """What the corpus' index says, where it is still there; licences are its owner's to know."""
+    from etude.data.shards import open_corpus
+
+    try:
+        corpus = open_corpus(Path(str(place)))
+    except InputError:
+        return None
+    hours = {split: corpus.seconds(split) / 3600 for split in ("train", "valid")}
+    return (
+        f"Trained on {hours['train']:,.4g} hours of audio in {len(corpus.split('train')):,} clips, "
+        f"and {hours['valid']:,.4g} hours were held out (corpus {corpus.fingerprint[:12]}). Say "
+        "here what music it is and under which licences it came."
+    )
+
+
+def _notes(config: dict[str, Any] | None) -> tuple[str, ...]:
+    targets = ((config or {}).get("objective") or {}).get("targets") or {}
+    kinds = {target.get("kind") for target in targets.values() if isinstance(target, dict)}
+    if "codec" not in kinds:
+        return ()
+    return (
+        "Its targets were tokens of EnCodec 24 kHz. Before publishing, look up the licence of the "
+        "codec weights that made them: statements about Meta's differ between places.",
     )
 
 

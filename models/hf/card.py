@@ -36,6 +36,12 @@ class CardFacts:
     config_yaml: str | None = None
     """Resolved configuration of the run."""
 
+    corpus: str | None = None
+    """A sentence on the audio it was trained on."""
+
+    notes: Sequence[str] = ()
+    """Further sentences that whoever publishes the model has to know."""
+
     probes: Sequence[Sequence[str]] = ()
     """Results of ``launch/probe.py`` as rows of cells, the first being the header."""
 
@@ -95,6 +101,8 @@ def model_card(config: EncoderConfig, facts: CardFacts, *, format: Format, param
         f"`hidden_states[{config.layers}]` the output of the last"
         f"{_last_layer(config, format)}.\n",
     ]
+    if sentences := [*([facts.corpus] if facts.corpus else []), *facts.notes]:
+        sections += ["## Data and targets\n", "\n\n".join(sentences) + "\n"]
     if facts.probes:
         sections += [
             "## Frozen features, probed\n",

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from etude.data.shards import Corpus
 from etude.models.config import EncoderConfig
 from etude.models.encoder import Encoder
 from etude.models.weights import load_encoder, save_encoder
@@ -73,6 +74,21 @@ def test_a_run_gives_its_newest_whole_checkpoint(run: Path, tmp_path: Path) -> N
     again = export(run / "checkpoints" / "step-00000010", tmp_path / "out", "--as", "hubert")
     assert again.returncode == 0, again.stderr
     assert "| 0.1 h |" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_the_card_tells_of_the_corpus_and_of_a_codec(
+    run: Path, tmp_path: Path, small_corpus: Corpus
+) -> None:
+    config = run / "config.yaml"
+    text = config.read_text().replace("crop_seconds: 5.0", f"corpus: {small_corpus.root}")
+    config.write_text(text.replace("logmel: {kind: kmeans}", "tokens: {kind: codec}"))
+    done = export(run, tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    card = (tmp_path / "out" / "README.md").read_text()
+    hours = small_corpus.seconds("train") / 3600
+    assert f"Trained on {hours:,.4g} hours of audio in 16 clips" in card
+    assert small_corpus.fingerprint[:12] in card
+    assert "Its targets were tokens of EnCodec 24 kHz." in card
 
 
 def test_a_missing_run_is_a_usage_error(tmp_path: Path) -> None:

@@ -562,6 +562,8 @@ def test_the_card_says_how_much_was_heard_and_how_to_use_it(
         audio_hours=1.75,
         context_seconds=5.0,
         config_yaml="seed: 1337\n",
+        corpus="Trained on 3 hours.",
+        notes=["Mind the codec."],
         probes=[["test accuracy", "key"], ["small", "0.50 [0.40, 0.60] (layer 1)"]],
     )
     export(small_encoder(variant), tmp_path / "out", card=facts)
@@ -572,6 +574,7 @@ def test_the_card_says_how_much_was_heard_and_how_to_use_it(
         "| 2026-01-02 |"
     ) in card
     assert heard in card
+    assert "## Data and targets\n\nTrained on 3 hours.\n\nMind the codec.\n" in card
     assert "Recipe: `quickstart`, stopped after 200 updates." in card
     assert "```yaml\nseed: 1337\n```" in card and "0.50 [0.40, 0.60] (layer 1)" in card
     lines = card.split("```python\n")[1].split("\n```")[0].splitlines()
