@@ -34,6 +34,16 @@ def small_encoder(*, seed: int = 0, **settings: object) -> Encoder:
     return Encoder(EncoderConfig.model_validate({**SMALL, **settings}))
 
 
+def random_encoder(**settings: object) -> Encoder:
+    """Every parameter random, norms and biases too: no swap goes unnoticed."""
+    encoder = small_encoder(**settings).eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return encoder
+
+
 def noise(rows: int, samples: int, *, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return 0.1 * torch.randn(rows, samples, generator=generator)

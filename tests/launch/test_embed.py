@@ -319,7 +319,7 @@ def test_what_is_there_is_not_made_again_unless_it_is_asked_for(
     (out / "music" / "third.mp3.npz.part").write_bytes(b"what a kill leaves")
     kept = {name: (out / name).stat().st_mtime_ns for name in files_in(out)}
     again = embed(run, music, "--out", out)
-    assert again.status == 0 and "1 files embedded" in again.out and "3 were there" in again.out
+    assert again.status == 0 and "1 file embedded" in again.out and "3 were there" in again.out
     for name, time in kept.items():
         assert (out / name).stat().st_mtime_ns == time, "a finished file was touched"
     third = embed(run, music, "--out", out, "--overwrite")

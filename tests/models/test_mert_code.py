@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from training_parts import noise, small_encoder
+from training_parts import noise, random_encoder
 from transformers import AutoConfig, AutoModel, HubertConfig, HubertModel
 
 from etude.models.encoder import Encoder
@@ -30,11 +30,7 @@ EVERY_GEOMETRY = pytest.mark.parametrize("geometry", GEOMETRIES)
 
 def exported(folder: Path, geometry: str, **settings: object) -> Encoder:
     """An encoder with every parameter random, as a `mert` folder."""
-    encoder = small_encoder(**{**GEOMETRIES[geometry], **settings}).eval()
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in encoder.parameters():
-            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    encoder = random_encoder(**{**GEOMETRIES[geometry], **settings})
     card = CardFacts(name="tiny", paradigm="none", trained_on=date(2026, 1, 1))
     export_encoder(encoder, folder, format="mert", card=card)
     return encoder

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from training_parts import small_encoder
+from training_parts import random_encoder, small_encoder
 from transformers import Data2VecAudioConfig, Data2VecAudioModel, HubertConfig, HubertModel
 
 from etude.data.errors import InputError
@@ -32,15 +32,6 @@ EXPORTS: list[tuple[Format, dict[str, object]]] = [
     ("mert", {"norm": "pre"}),
     ("data2vec", STACK),
 ]
-
-
-def random_encoder(**settings: object) -> Encoder:
-    encoder = small_encoder(**settings).eval()
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in encoder.parameters():
-            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
-    return encoder
 
 
 def exported(folder: Path, format: Format = "hubert", **settings: object) -> Encoder:
