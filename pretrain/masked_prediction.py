@@ -10,7 +10,7 @@ only in the targets (Li et al., "MERT", 2023; Hsu et al., "HuBERT", 2021; Baevsk
 "data2vec", 2022).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,15 @@ from etude.models.context import EncoderOutput
 from etude.models.encoder import Encoder
 from etude.models.frontend import Features
 from etude.pretrain.decoder import ConvDecoder
-from etude.pretrain.masking import FrameMask, masked_count, padded_span_mask, span_mask
+from etude.pretrain.masking import (
+    FrameMask,
+    masked_count,
+    padded_span_mask,
+    rows_at,
+    span_mask,
+    stack_views,
+    true_rows,
+)
 from etude.pretrain.metrics import Mean, Metric
 from etude.pretrain.objective import StepOutput
 from etude.pretrain.random import derive, uniform_number
@@ -92,7 +100,7 @@ class MaskedPrediction(nn.Module):
         features: Features = self.encoder.frontend(heard, batch.num_samples)
         mask = self.mask(batch, features.projected.shape[1])
         predicted_BFD = self._predict(features.projected, mask, self._kept_layers(batch))
-        hidden_BMD = _rows(predicted_BFD, mask.index_BM, mask.masked_counts)
+        hidden_BMD = rows_at(predicted_BFD, mask.index_BM, mask.masked_counts)
 
         loss = clean.new_zeros(())
         metrics: dict[str, Metric] = {}
@@ -105,8 +113,8 @@ class MaskedPrediction(nn.Module):
             else:
                 compared = target.loss(
                     hidden_BMD,
-                    _rows(target_BF, mask.index_BM, mask.masked_counts),
-                    _rows(target_BF, mask.nearest_visible_BM, mask.masked_counts),
+                    rows_at(target_BF, mask.index_BM, mask.masked_counts),
+                    rows_at(target_BF, mask.nearest_visible_BM, mask.masked_counts),
                 )
             loss = loss + self.weights[name] * compared.loss
             metrics.update({f"{name}/{key}": value for key, value in compared.metrics.items()})
@@ -114,8 +122,8 @@ class MaskedPrediction(nn.Module):
                 known = target.metrics(int(batch.update))
                 metrics.update({f"{name}/{key}": value for key, value in known.items()})
             if self.visible_weight and not target.everywhere:
-                visible_BV = _rows(target_BF, mask.visible_BV, mask.visible_counts)
-                hidden_BVD = _rows(predicted_BFD, mask.visible_BV, mask.visible_counts)
+                visible_BV = rows_at(target_BF, mask.visible_BV, mask.visible_counts)
+                hidden_BVD = rows_at(predicted_BFD, mask.visible_BV, mask.visible_counts)
                 seen = target.loss(hidden_BVD, visible_BV, visible_BV)
                 loss = loss + self.visible_weight * self.weights[name] * seen.loss
                 metrics[f"{name}/visible_loss"] = seen.metrics["loss"]
@@ -124,7 +132,7 @@ class MaskedPrediction(nn.Module):
             mixed = (heard != clean).any(dim=1).float().mean()
             metrics["mixture/mixed"] = Mean.of(mixed, len(clean))
         if self.feature_penalty:
-            penalty = _true_rows(features.raw, mask.num_frames).float().square().mean()
+            penalty = true_rows(features.raw, mask.num_frames).float().square().mean()
             loss = loss + self.feature_penalty * penalty
             metrics["feature_penalty"] = Mean.of(penalty, len(clean))
         metrics["loss"] = Mean.of(loss, len(clean))
@@ -159,7 +167,7 @@ class MaskedPrediction(nn.Module):
                 )
                 for key in self._mask_keys
             ]
-        return _stacked(masks)
+        return stack_views(masks)
 
     @torch.no_grad()
     def inspect(self, batch: AudioBatch) -> dict[str, Tensor]:
@@ -187,7 +195,7 @@ class MaskedPrediction(nn.Module):
 
     def _predict(self, projected: Tensor, mask: FrameMask, keep_layers: Tensor | None) -> Tensor:
         """What the student makes of all views, (views * B, F, D)."""
-        projected = projected.repeat(self.views, 1, 1)
+        projected = _per_view(projected, self.views)
         if self.decoder is None:
             output: EncoderOutput = self.encoder.context(
                 projected,
@@ -217,11 +225,10 @@ class MaskedPrediction(nn.Module):
             projected = self.encoder.frontend(batch.waveform, batch.num_samples).projected
         context = self._context(batch, projected.detach())
         if not target.sees_other_view:
-            computed = target.compute(context)
-            return computed.repeat(self.views, *[1] * (computed.dim() - 1))
+            return _per_view(target.compute(context), self.views)
         # Every view is compared with what the teacher makes of the next one.
         other_BF = mask.bool_BF.roll(-len(batch.waveform), dims=0)
-        masked = self.encoder.masked(projected.detach().repeat(self.views, 1, 1), other_BF)
+        masked = self.encoder.masked(_per_view(projected.detach(), self.views), other_BF)
         return target.compute(context._replace(projected=masked, frame_counts=mask.num_frames))
 
     def _context(self, batch: AudioBatch, projected: Tensor) -> FrameContext:
@@ -250,47 +257,6 @@ class MaskedPrediction(nn.Module):
         return torch.tensor(draws, device=batch.waveform.device) >= self.layer_drop
 
 
-def _rows(values_BF: Tensor, index_BM: Tensor, counts: Sequence[int] | None) -> Tensor:
-    """Picks frames ``index_BM`` of ``values_BF`` (B, F, …).
-
-    :param counts: of a padded batch: how many of each row's indices count. All of them together
-        are then one long row, (1, N, …).
-    """
-    if counts is None:
-        rows = torch.arange(len(values_BF), device=values_BF.device)
-        return values_BF[rows[:, None], index_BM]
-    picked = [
-        values[index[:count]]
-        for values, index, count in zip(values_BF, index_BM, counts, strict=True)
-    ]
-    return torch.cat(picked)[None]
-
-
-def _true_rows(values_BF: Tensor, num_frames: Sequence[int] | None) -> Tensor:
-    """``values_BF`` without padding; of a padded batch as one long row."""
-    if num_frames is None:
-        return values_BF
-    rows = zip(values_BF, num_frames, strict=False)  # several views have the same clips
-    return torch.cat([values[:count] for values, count in rows])[None]
-
-
-def _stacked(masks: Sequence[FrameMask]) -> FrameMask:
-    """The masks of several views as one, view by view."""
-    first = masks[0]
-    if len(masks) == 1:
-        return first
-    stacked = FrameMask(
-        torch.cat([mask.bool_BF for mask in masks]),
-        torch.cat([mask.index_BM for mask in masks]),
-        torch.cat([mask.visible_BV for mask in masks]),
-        torch.cat([mask.nearest_visible_BM for mask in masks]),
-    )
-    if first.num_frames is None:
-        return stacked
-    assert first.masked_counts is not None and first.visible_counts is not None
-    views = len(masks)  # of which each hides as many frames of a row
-    return stacked._replace(
-        num_frames=views * first.num_frames,
-        masked_counts=views * first.masked_counts,
-        visible_counts=views * first.visible_counts,
-    )
+def _per_view(values_BF: Tensor, views: int) -> Tensor:
+    """Rows of B crops, (B, F, …), repeated view by view."""
+    return values_BF if views == 1 else values_BF.repeat(views, *[1] * (values_BF.dim() - 1))

@@ -150,3 +150,49 @@ def _nearest_visible(masked_BF: Tensor) -> Tensor:
     after = torch.where(masked_BF, 2 * num_frames, position).flip(1).cummin(dim=1).values.flip(1)
     nearest = torch.where(position - before <= after - position, before, after)
     return nearest.clamp(0, num_frames - 1)
+
+
+def rows_at(values_BF: Tensor, index_BM: Tensor, counts: Sequence[int] | None) -> Tensor:
+    """Picks frames ``index_BM`` of ``values_BF`` (B, F, …).
+
+    :param counts: of a padded batch: how many of each row's indices count. All of them together
+        are then one long row, (1, N, …).
+    """
+    if counts is None:
+        rows = torch.arange(len(values_BF), device=values_BF.device)
+        return values_BF[rows[:, None], index_BM]
+    picked = [
+        values[index[:count]]
+        for values, index, count in zip(values_BF, index_BM, counts, strict=True)
+    ]
+    return torch.cat(picked)[None]
+
+
+def true_rows(values_BF: Tensor, num_frames: Sequence[int] | None) -> Tensor:
+    """``values_BF`` without padding; of a padded batch as one long row."""
+    if num_frames is None:
+        return values_BF
+    rows = zip(values_BF, num_frames, strict=False)  # several views have the same clips
+    return torch.cat([values[:count] for values, count in rows])[None]
+
+
+def stack_views(masks: Sequence[FrameMask]) -> FrameMask:
+    """The masks of several views as one, view by view."""
+    first = masks[0]
+    if len(masks) == 1:
+        return first
+    stacked = FrameMask(
+        torch.cat([mask.bool_BF for mask in masks]),
+        torch.cat([mask.index_BM for mask in masks]),
+        torch.cat([mask.visible_BV for mask in masks]),
+        torch.cat([mask.nearest_visible_BM for mask in masks]),
+    )
+    if first.num_frames is None:
+        return stacked
+    assert first.masked_counts is not None and first.visible_counts is not None
+    views = len(masks)  # of which each hides as many frames of a row
+    return stacked._replace(
+        num_frames=views * first.num_frames,
+        masked_counts=views * first.masked_counts,
+        visible_counts=views * first.visible_counts,
+    )
