@@ -14,6 +14,7 @@ out and listed at the end, with exit status 3.
 import argparse
 import errno
 import math
+import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -97,8 +98,10 @@ def main() -> int:
                 f"{batch} windows of {job.window_seconds:g} s do not fit on {device} together: "
                 "lower --batch or --window-seconds."
             ) from error
+    made = len(todo) - len(failed)
     print(
-        f"{arguments.out}: {len(todo) - len(failed)} files embedded ({seconds / 60:.1f} min), "
+        f"{arguments.out}: {made} {'file' if made == 1 else 'files'} embedded, "
+        f"{seconds / 60:.1f} min; "
         f"{len(scan.sources) - len(todo)} were there already\n"
         f"  {found.name}, layers {arguments.layers}, windows of {job.window_seconds:g} s, each "
         f"{job.overlap_seconds:g} s into the next"
@@ -146,7 +149,7 @@ class _Job:
         :raises InputError: if something else does.
         """
         path = self.path(source)
-        if not path.exists():
+        if not os.path.exists(path):  # unlike the path's own method, no error for a long name
             return False
         before = read_metadata(path)
         if before is None:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -324,7 +325,9 @@ def test_what_is_there_is_not_made_again_unless_it_is_asked_for(
         assert (out / name).stat().st_mtime_ns == time, "a finished file was touched"
     third = embed(run, music, "--out", out, "--overwrite")
     assert third.status == 0 and "4 files embedded" in third.out
-    # And the same command gives the same bytes.
+    # And the same command gives the same bytes, on another day too.
+    with zipfile.ZipFile(out / "music" / "first.flac.npz") as archive:
+        assert {entry.date_time[0] for entry in archive.infolist()} == {1980}
     assert {name: (out / name).read_bytes() for name in files_in(out)} == contents
 
 
@@ -376,21 +379,28 @@ def test_what_cannot_be_decoded_is_listed_and_the_rest_is_done(
     flipped = bytearray((write(tmp_path / "long.flac", tune(14, seed=8))).read_bytes())
     flipped[-len(flipped) // 4] ^= 0xFF  # after windows that were already embedded
     (music / "damaged.flac").write_bytes(flipped)
+    holed = bytearray(write(tmp_path / "whole.opus", tune(4)).read_bytes())
+    holed[len(holed) // 2 : len(holed) // 2 + 50] = bytes(50)
+    (music / "holed.opus").write_bytes(holed)
+    mp3 = (music / "third.mp3").read_bytes()
+    (music / "cut.mp3").write_bytes(mp3[: len(mp3) // 2])
     (music / "empty.mp3").write_bytes(b"")
     (music / "letter.wav").write_bytes(b"Dear all, this is no sound.")
     write(music / "click.wav", tune(0.01))
     holes = tune(2)
     holes[30_000] = np.nan
     write(music / "holes.wav", holes, subtype="FLOAT")
-    for batch in (1, 4):
+    for batch in (1, 64):  # 64: windows of the damaged one are still waiting when it is given up
         out = tmp_path / str(batch)
         done = embed(run, music, "--out", out, "--batch", batch)
         assert done.status == 3
         assert done.err.count("Traceback") == 0
-        assert "6 of 10 files could not be embedded" in done.err
+        assert "8 of 12 files could not be embedded" in done.err
         for line in (
             "music/click.wav: too_short, one frame needs 400 samples at 24000 Hz",
             "music/cut.flac: truncated",
+            "music/cut.mp3: truncated",
+            "music/holed.opus: corrupt, 72000 of the 96000 frames that the header promises",
             "music/damaged.flac: corrupt",
             "music/empty.mp3: empty, 0 bytes",
             "music/holes.wav: nonfinite, NaN or infinity after frame 0",
@@ -402,6 +412,17 @@ def test_what_cannot_be_decoded_is_listed_and_the_rest_is_done(
             wanted = expected(run, music / name, [2], ONE_SECOND)[:, 0]
             written = np.load(out / "music" / f"{name}.npz")["features"]
             np.testing.assert_allclose(written, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [248, 254])
+def test_a_name_that_leaves_no_room_for_another_ending_costs_that_file_alone(
+    embed: Embed, run: Path, music: Path, tmp_path: Path, length: int
+) -> None:
+    name = "x" * (length - 4) + ".wav"
+    write(music / name, tune(1))
+    done = embed(run, music, "--out", tmp_path / "out")
+    assert done.status == 3 and f"{name}: unwritable, File name too long" in done.err
+    assert files_in(tmp_path / "out") == [f"music/{name}.npz" for name in NAMES]
 
 
 def test_features_that_float16_cannot_hold_are_not_written(
@@ -423,11 +444,11 @@ def test_a_whole_file_is_heard_whatever_it_is_called_and_other_files_are_left_al
     (music / "cover.jpg").write_bytes(b"\xff\xd8")
     write(music / "._hidden.flac", tune(1))
     out = music / "features"  # inside of what is read
-    for _ in range(2):
-        assert embed(run, music, "--out", out).status == 0
-    assert files_in(out) == [
-        f"music/{name}.npz" for name in (*NAMES[:3], "third.wav")
-    ]  # and not the features' own files
+    write(out / "sonified.wav", tune(1))
+    done = embed(run, music, "--out", out)
+    assert done.status == 0 and "4 files embedded" in done.out
+    names = (*NAMES[:3], "third.wav")
+    assert files_in(out) == [*(f"music/{name}.npz" for name in names), "sonified.wav"]
 
 
 @pytest.mark.parametrize(

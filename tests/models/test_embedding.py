@@ -96,6 +96,7 @@ def test_every_frame_of_a_file_of_any_length_is_kept_exactly_once(
             assert np.array_equal(window.samples, waveform[start : start + len(window.samples)])
             inside = range(grid.num_frames(len(window.samples)))
             assert window.kept.start in inside and window.kept.stop - 1 in inside
+        assert {len(window.samples) for window in windows[:-1]} <= {samples}
         assert len(windows[-1].samples) + start == length, "the last window ends with the file"
         assert windowing.end_seconds(windows[-1]) == length / grid.sample_rate
 
