@@ -4,14 +4,13 @@ import hashlib
 import json
 import os
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from torch import distributed as dist
 from training_parts import SMALL, small_encoder
 
 from etude.models.encoder import Encoder
@@ -26,12 +25,7 @@ from etude.pretrain.errors import CheckpointError
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def process_group() -> Iterator[None]:
-    """A world of one that needs no port."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
+pytestmark = pytest.mark.usefixtures("process_group")
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import pytest
 import torch
 import yaml
 from torch import Tensor
-from torch import distributed as dist
 from torch.nn import functional as F
 from training_parts import SMALL
 
@@ -29,6 +27,8 @@ from etude.pretrain.inputs import check_inputs
 from etude.pretrain.masked_prediction import MaskedPrediction
 from etude.pretrain.run_folder import RunFolder
 from etude.pretrain.trainer import Trainer
+
+pytestmark = pytest.mark.usefixtures("process_group")
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
 
@@ -106,17 +106,6 @@ def test_features_that_are_not_numbers_do_not_break_the_look() -> None:
 
 
 # Runs.
-
-
-@pytest.fixture(scope="module", autouse=True)
-def process_group() -> Iterator[None]:
-    """A world of one that needs no port."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-    torch.set_num_threads(threads)
 
 
 STEPS = 9
