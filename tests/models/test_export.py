@@ -524,7 +524,7 @@ def test_only_an_earlier_export_is_replaced(tmp_path: Path) -> None:
     (out / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match=r"notes\.txt"):
         export(small_encoder(), out)
-    assert (out / "notes.txt").read_text() == "mine" and len(list(out.iterdir())) == 5
+    assert (out / "notes.txt").read_text() == "mine" and len(list(out.iterdir())) == 6
 
     other = tmp_path / "other"
     other.mkdir()
