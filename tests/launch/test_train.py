@@ -81,6 +81,7 @@ def recipe(small_corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Pa
         "optim": {"lr": 1e-3, "warmup_steps": 2, "schedule_steps": 20},
         "checkpoint": {"every_steps": 3},
         "logging": {"every_steps": 1, "valid_every_steps": 3},
+        "health": {"every_steps": 3},
     }
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(values, sort_keys=False))
@@ -552,7 +553,7 @@ def test_a_dry_run_tells_size_and_cost_and_trains_nothing(
     assert rows["encoder"] == f"{encoder:,}"
     parts = [name for name in rows if name.startswith(("encoder.", "head of "))]
     assert {"encoder.layers", "head of logmel", "head of cqt"} <= set(parts)
-    assert number(rows["all"]) > sum(number(rows[part]) for part in parts) > encoder
+    assert number(rows["all that is trained"]) > sum(number(rows[part]) for part in parts) > encoder
     assert rows["audio per update"] == "4 s (4 crops)"
     assert re.fullmatch(r"about \d+\.\d GB \(estimate\)", rows["memory per rank"])
     assert rows["updates"] == "8"
