@@ -100,3 +100,18 @@ class Run:
 
 def without_times(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if not k.startswith("perf/")} for line in lines]
+
+
+def run_stages(
+    recipe: Path,
+    name: str,
+    *stages: tuple[tuple[str, ...], int],
+    words: Sequence[str] = (),
+) -> Run:
+    """Trains in the folder ``name`` beside the recipe: launcher and number of updates, in turn."""
+    folder = recipe.parent / name
+    done = tuple(
+        train(recipe, f"run.dir={folder}", f"train.max_steps={steps}", *words, launcher=how)
+        for how, steps in stages
+    )
+    return Run(folder, done)

@@ -32,6 +32,7 @@ from run_parts import (
     Run,
     deepspeed,
     deepspeed_launch,
+    run_stages,
     together,
     train,
     without_times,
@@ -90,14 +91,7 @@ def recipe(small_corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="module")
 def runs(recipe: Path) -> dict[str, Run]:
-    def run(name: str, *stages: tuple[tuple[str, ...], int], words: Sequence[str] = ()) -> Run:
-        folder = recipe.parent / name
-        done = tuple(
-            train(recipe, f"run.dir={folder}", f"train.max_steps={steps}", *words, launcher=how)
-            for how, steps in stages
-        )
-        return Run(folder, done)
-
+    run = partial(run_stages, recipe)
     noise = [
         "deepspeed.zero_optimization.stage=1",
         "model.dropout=0.1",

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from run_parts import Run, deepspeed, together, train, without_times
+from run_parts import Run, deepspeed, run_stages, together, train, without_times
 from safetensors.torch import load_file
 from torch import Tensor
 from training_parts import SMALL
@@ -46,14 +46,7 @@ def recipe(small_corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="module")
 def runs(recipe: Path) -> dict[str, Run]:
-    def run(name: str, *stages: tuple[tuple[str, ...], int], words: tuple[str, ...] = ()) -> Run:
-        folder = recipe.parent / name
-        done = tuple(
-            train(recipe, f"run.dir={folder}", f"train.max_steps={steps}", *words, launcher=how)
-            for how, steps in stages
-        )
-        return Run(folder, done)
-
+    run = partial(run_stages, recipe)
     made = together(
         *(
             partial(
