@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import (
     AutoModel,
@@ -131,10 +132,13 @@ def stock(config: EncoderConfig) -> Stock:
     return STOCK[natural_format(config)]
 
 
+def small_config(variant: str, **settings: object) -> EncoderConfig:
+    return EncoderConfig.model_validate({**SMALL, **VARIANTS[variant], **settings})
+
+
 def small_encoder(variant: str = "post-group", **settings: object) -> Encoder:
     """An encoder with every parameter random, norms and biases too: no swap goes unnoticed."""
-    config = EncoderConfig.model_validate({**SMALL, **VARIANTS[variant], **settings})
-    encoder = Encoder(config).eval()
+    encoder = Encoder(small_config(variant, **settings)).eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in encoder.parameters():
@@ -270,15 +274,35 @@ def test_the_preprocessor_normalises_where_the_encoder_does(tmp_path: Path, vari
     assert load_hf_encoder(tmp_path / "out").normalize
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_an_imported_export_is_the_same_encoder(tmp_path: Path, variant: str) -> None:
-    encoder = small_encoder(variant)
-    export(encoder, tmp_path / "out")
+@pytest.mark.parametrize(
+    ("variant", "format"),
+    [
+        *((variant, natural_format(small_config(variant))) for variant in VARIANTS),
+        *((variant, "mert") for variant in VARIANTS if "stack" not in variant),
+    ],
+)
+def test_an_imported_export_is_the_same_encoder_and_exports_to_the_same_files(
+    tmp_path: Path, variant: str, format: Format
+) -> None:
+    encoder = small_encoder(variant, dropout=0.03, layer_drop=0.07)
+    export_encoder(encoder, tmp_path / "out", format=format, card=CARD)
     back = import_encoder(tmp_path / "out")
     assert back.config == encoder.config
     state = encoder.state_dict()
     assert back.state_dict().keys() == state.keys()
     assert all(torch.equal(tensor, state[key]) for key, tensor in back.state_dict().items())
+
+    export_encoder(back, tmp_path / "again", format=format, card=CARD)
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {path.name for path in (tmp_path / "again").iterdir()} == names
+    # A safetensors header holds its metadata in no order.
+    for name in names - {"model.safetensors"}:
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+    first, second = (
+        load_file(tmp_path / folder / "model.safetensors") for folder in ("out", "again")
+    )
+    assert first.keys() == second.keys()
+    assert all(torch.equal(tensor, second[key]) for key, tensor in first.items())
 
 
 @pytest.mark.parametrize(
@@ -396,7 +420,7 @@ def test_unknown_keys_are_errors(variant: str) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_settings_survive_the_round_trip(variant: str) -> None:
     odd = {"sample_rate": 16_000, "dropout": 0.2, "layer_drop": 0.15, "projection_dropout": 0.0}
-    config = EncoderConfig.model_validate({**SMALL, **VARIANTS[variant], **odd})
+    config = small_config(variant, **odd)
     written = json.loads(json.dumps(stock(config).to_config(config)))
     assert (written["sample_rate"], written["frame_rate"]) == (16_000, 50.0)
     complete = stock(config).config(**written).to_dict()
