@@ -1,10 +1,24 @@
-"""What travels from the data pipeline to the objective."""
+"""What travels through the data pipeline and on to the objective."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
+
+from etude.data.tokens import Codes
+
+
+class Crop(NamedTuple):
+    """One decoded crop."""
+
+    position: int
+    waveform: npt.NDArray[np.float32]
+    codes: dict[str, Codes]
+    skipped: int
+    """Damaged clips that were tried before this one."""
 
 
 class AudioBatch(NamedTuple):

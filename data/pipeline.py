@@ -8,8 +8,9 @@ import atexit
 import logging
 import multiprocessing
 import signal
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,55 +19,55 @@ import webdataset
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from etude.data.ahead import ReadAhead
 from etude.data.audio import decode
-from etude.data.batch import AudioBatch
+from etude.data.batch import AudioBatch, Crop
 from etude.data.errors import DataError
-from etude.data.plan import SUBSTITUTES, BatchShare, CropPlan, PlannedCrop
+from etude.data.plan import SUBSTITUTES, BatchShare, CropPlan, Plan, PlannedCrop
+from etude.data.stock import StockRead
 from etude.data.tokens import Codes
 
 _log = logging.getLogger(__name__)
 
 
-class Crop(NamedTuple):
-    """One decoded crop."""
-
-    position: int
-    waveform: npt.NDArray[np.float32]
-    codes: dict[str, Codes]
-    skipped: int
-    """Damaged clips that were tried before this one."""
-
-
 class _Positions(IterableDataset[int]):
-    """Source: positions of this worker's micro-batches, one by one."""
+    """Source: positions of this worker's crops, one by one."""
 
-    def __init__(self, plan: CropPlan, share: BatchShare, first_update: int) -> None:
-        self._plan, self._share, self._first_update = plan, share, first_update
+    def __init__(self, share: BatchShare, first_update: int) -> None:
+        self._share, self._first_update = share, first_update
 
     def __iter__(self) -> Iterator[int]:
         info = get_worker_info()
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
-        for micro_batch in self._plan.positions(
-            self._share, first_update=self._first_update, worker=worker, workers=workers
+        for micro_batch in self._share.positions(
+            first_update=self._first_update, worker=worker, workers=workers
         ):
             yield from micro_batch
 
 
 class _Read:
-    """Stage: a position becomes a crop; a damaged clip is replaced, counted and reported."""
+    """Stage: a position becomes a crop; a damaged clip is replaced, counted and named once."""
 
-    def __init__(self, plan: CropPlan) -> None:
+    def __init__(self, plan: Plan) -> None:
         self._plan = plan
+        self._named: set[tuple[int, int]] = set()
 
     def __call__(self, positions: Iterable[int]) -> Iterator[Crop]:
+        ahead = ReadAhead(self._plan)  # here: its threads belong to the worker
         for position in positions:
-            yield read_crop(self._plan, position)
+            ahead.at(position)
+            yield read_crop(self._plan, position, self._name)
+
+    def _name(self, planned: PlannedCrop, error: DataError) -> None:
+        if (planned.part, planned.clip) not in self._named:
+            self._named.add((planned.part, planned.clip))
+            _log.warning("skipped a damaged clip, taking another in its place: %s", error)
 
 
 class _Batch:
     """Stage: crops become micro-batches, each with the update it belongs to."""
 
-    def __init__(self, plan: CropPlan, share: BatchShare) -> None:
+    def __init__(self, plan: Plan, share: BatchShare) -> None:
         self._plan, self._share = plan, share
 
     def __call__(self, crops: Iterable[Crop]) -> Iterator[AudioBatch]:
@@ -90,16 +91,23 @@ class _Deliver:
 
 
 def training_batches(
-    plan: CropPlan, share: BatchShare, *, first_update: int, workers: int, pin_memory: bool
+    plan: Plan,
+    share: BatchShare,
+    *,
+    first_update: int,
+    workers: int,
+    pin_memory: bool,
+    stock: bool = False,
 ) -> Iterator[AudioBatch]:
     """This rank's micro-batches from ``first_update`` on, without end.
 
+    :param stock: reads as webdataset would, not as planned (``stock.py``).
     :raises DataError: if a clip and all its substitutes are damaged.
     """
     pipeline = webdataset.DataPipeline(
-        _Positions(plan, share, first_update),
+        _Positions(share, first_update),
         # From here on: positions of this worker, nothing read yet.
-        _Read(plan),
+        StockRead(plan, share, first_update) if stock else _Read(plan),
         # From here on: decoded crops.
         _Batch(plan, share),
         # From here on: micro-batches in the order of the plan.
@@ -122,19 +130,19 @@ def training_batches(
 
 
 def held_out_batches(
-    plan: CropPlan, *, crops: int, micro_batch: int, rank: int, ranks: int
+    plan: Plan, *, crops: int, micro_batch: int, rank: int, ranks: int
 ) -> Iterator[AudioBatch]:
     """One crop from the middle of each of the first ``crops`` clips, always the same.
 
-    Every rank takes its part. Ids are negative: no training crop shares its mask with one of these.
+    Of several corpora, clips are taken in turn. Every rank takes its part. Ids are negative: no
+    training crop shares its mask with one of these.
     """
     rows: list[Crop] = []
-    for row in range(rank, min(crops, len(plan.clips)), ranks):
-        clip = int(plan.clips[row])
-        middle = max(0, int(plan.split.num_samples[clip]) - plan.crop_samples) // 2
-        start = middle // plan.hop_samples * plan.hop_samples
-        planned = PlannedCrop(row, clip, start)
-        rows.append(Crop(-1 - row, _decode(plan, planned), _read_codes(plan, planned), 0))
+    for number, planned in enumerate(islice(_held_out(plan), crops)):
+        if number % ranks != rank:
+            continue
+        part = plan.parts[planned.part]
+        rows.append(Crop(-1 - number, _decode(part, planned), _read_codes(part, planned), 0))
         if len(rows) == micro_batch:
             yield collate(rows, update=0, crop_samples=plan.crop_samples)
             rows = []
@@ -142,22 +150,38 @@ def held_out_batches(
         yield collate(rows, update=0, crop_samples=plan.crop_samples)
 
 
-def read_crop(plan: CropPlan, position: int) -> Crop:
+def _held_out(plan: Plan) -> Iterator[PlannedCrop]:
+    for row in range(max(len(part.clips) for part in plan.parts)):
+        for number, part in enumerate(plan.parts):
+            if row < len(part.clips):
+                clip = int(part.clips[row])
+                middle = max(0, int(part.split.num_samples[clip]) - part.crop_samples) // 2
+                start = middle // part.hop_samples * part.hop_samples
+                yield PlannedCrop(row, clip, start, number)
+
+
+def read_crop(
+    plan: Plan,
+    position: int,
+    damaged: Callable[[PlannedCrop, DataError], None] = lambda planned, error: None,
+) -> Crop:
     """Reads and decodes one crop, or a substitute if its clip is damaged.
 
+    :param damaged: is told of every clip that could not be read.
     :raises DataError: if all substitutes are damaged too.
     """
     for attempt in range(SUBSTITUTES + 1):
         planned = plan.crop(position, attempt)
+        part = plan.parts[planned.part]
         try:
-            return Crop(position, _decode(plan, planned), _read_codes(plan, planned), attempt)
+            return Crop(position, _decode(part, planned), _read_codes(part, planned), attempt)
         except DataError as error:
-            _log.warning("skipped a damaged clip, taking another in its place: %s", error)
-            damage = error
+            damaged(planned, error)
+            last = error
     raise DataError(
-        f"{SUBSTITUTES + 1} clips in a row are damaged; the last: {damage} Copy the corpus again "
+        f"{SUBSTITUTES + 1} clips in a row are damaged; the last: {last} Copy the corpus again "
         "or prepare it anew."
-    ) from damage
+    ) from last
 
 
 def collate(crops: list[Crop], *, update: int, crop_samples: int) -> AudioBatch:

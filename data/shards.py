@@ -6,23 +6,28 @@
 
 Any clip costs one `pread`, so that the order of training is a pure function of seed and epoch and
 never of how clips happen to lie in shards. Nothing here grows with the corpus except the page
-cache.
+cache. A corpus at a URL is read the same way, from local copies of its shards (``remote.py``).
 """
 
+import errno
 import hashlib
 import json
+import math
+import os
+import re
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn, final
+from typing import Any, NoReturn, Protocol, final
 
 import numpy as np
 import numpy.typing as npt
 
 from etude.data.errors import DataError, InputError
 from etude.data.files import read_at
+from etude.data.retry import with_retries
 from etude.data.tar import BLOCK, header_name
 
 FORMAT = 1
@@ -46,6 +51,10 @@ MEMBER = np.dtype(
 )
 """One clip in ``members.npy``; offsets and sizes in bytes, ``num_samples`` at the corpus rate."""
 
+_AGAIN = "Copy the folder again from its origin, or delete it and run launch/prepare.py again."
+_FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+_TRIES, _FIRST_WAIT = 4, 0.1  # of a local disk: 0.7 s in all
+
 
 @final
 @dataclass(frozen=True)
@@ -61,6 +70,20 @@ class Shard:
     sha256: str
 
 
+class Store(Protocol):
+    """Where a corpus' files are if they are not in its folder."""
+
+    @property
+    def url(self) -> str:
+        """What the store is opened by."""
+
+    def fetch(self, file: str, *, size: int, sha256: str) -> Path:
+        """A local copy of a shard with these bytes; :class:`DataError` if it cannot be had."""
+
+    def fetch_index(self, file: str) -> Path:
+        """A local copy of a small file; :class:`InputError` if it cannot be had."""
+
+
 @final
 @dataclass(frozen=True)
 class Corpus:
@@ -74,6 +97,38 @@ class Corpus:
     fingerprint: str
     """sha256 over the index: folders with the same fingerprint hold the same shards."""
     shards: tuple[Shard, ...]
+    store: Store | None = None
+    """Where the shards come from if they are not in ``root``."""
+    licences: dict[str, float] = field(default_factory=dict, hash=False)
+    """Seconds of audio per licence that ``--metadata`` named; empty where it named none."""
+
+    @property
+    def place(self) -> str:
+        """The folder or the URL that it was opened by, for messages."""
+        return str(self.root) if self.store is None else self.store.url
+
+    def read(self, file: str, offset: int, length: int, *, size: int, sha256: str) -> bytes:
+        """Bytes of a shard, fewer where it ends before; a disk that fails is asked again.
+
+        :param size: of the whole shard, which has ``sha256``.
+        :raises OSError: as the system says.
+        :raises DataError: if the store does not give the shard.
+        """
+        if self.store is None:
+            path = self.root / file
+
+            def read() -> bytes:
+                return read_at(path, offset, length, version=sha256)
+
+            return with_retries(read, tries=_TRIES, first_wait=_FIRST_WAIT)
+        for _ in range(_TRIES):
+            # Not by a kept descriptor, which would keep the space of an evicted file.
+            try:
+                with self.store.fetch(file, size=size, sha256=sha256).open("rb") as shard:
+                    return os.pread(shard.fileno(), length, offset)
+            except FileNotFoundError:  # evicted in between
+                continue
+        raise FileNotFoundError(errno.ENOENT, "evicted as soon as it came", file)
 
     def split(self, name: str) -> "Split":
         """All clips of ``train`` or ``valid``, in index order."""
@@ -104,6 +159,10 @@ class Corpus:
             first = ends.get(shard.split, 0)
             ends[shard.split] = first + shard.samples
             yield shard, range(first, ends[shard.split])
+
+    def clips(self, name: str) -> int:
+        """Clips in a split; 0 for a split that is not there."""
+        return sum(shard.samples for shard in self.shards if shard.split == name)
 
     def seconds(self, name: str) -> float:
         """Audio in a split; 0 for a split that is not there."""
@@ -162,13 +221,12 @@ class Split:
 
     def _pread(self, clip: int, offset: int, size: int, what: str) -> bytes:
         shard = self.corpus.shards[int(self.members[clip]["shard"])]
-        path = self.corpus.root / shard.file
         try:
-            data = read_at(path, offset, size, version=self.corpus.fingerprint)
+            data = self.corpus.read(shard.file, offset, size, size=shard.bytes, sha256=shard.sha256)
         except OSError as error:
             raise DataError(
-                f"{path}: cannot read {what} at byte {offset} ({error}). Check the disk or mount "
-                f"that holds it."
+                f"{self.corpus.root / shard.file}: cannot read {what} at byte {offset} ({error}). "
+                "Check the disk or mount that holds it."
             ) from error
         if len(data) != size:
             self._damaged(clip, f"{what} at byte {offset} (the file ends before it does)")
@@ -185,23 +243,43 @@ class Split:
 
 
 def open_corpus(root: Path) -> Corpus:
-    """Opens a folder made by ``launch/prepare.py``; its files must be the indexed ones."""
+    """Opens a folder made by ``launch/prepare.py``; its files must be the indexed ones.
+
+    :raises InputError: if there is no corpus.
+    :raises DataError: if its files are not the indexed ones.
+    """
     index = root / INDEX_NAME
     if not index.is_file():
         raise InputError(
             f"{root}: no prepared corpus here ({INDEX_NAME} is missing). Make one with "
             f"`python launch/prepare.py SOURCE --out {root}`, or correct data.corpus."
         )
+    corpus = parse_index(index.read_bytes(), root)
+    _check_shards(corpus)
+    check_members(corpus)
+    return corpus
+
+
+def parse_index(text: bytes, root: Path) -> Corpus:
+    """The content of ``root``'s ``index.json``.
+
+    :raises DataError: if it is none that we write.
+    """
+    index = root / INDEX_NAME
     try:
-        content = json.loads(index.read_text(encoding="utf-8"))
+        content = json.loads(text)
         corpus = Corpus(
             root=root,
             sample_rate=int(content["sample_rate"]),
             clip_seconds=float(content["clip_seconds"]),
             fingerprint=str(content["fingerprint"]),
             shards=tuple(Shard(**shard) for shard in content["shards"]),
+            licences=_licences(content.get("licences", {})),
         )
         version = content["format"]
+        for shard in corpus.shards:
+            if not _FILE_NAME.fullmatch(shard.file):
+                raise ValueError(f"{shard.file!r} is no name of a file in this folder")
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{index}: not an index that launch/prepare.py writes ({error!r}). Prepare the "
@@ -211,8 +289,17 @@ def open_corpus(root: Path) -> Corpus:
         raise DataError(
             f"{index}: format {version}, but this version reads {FORMAT}. Prepare the corpus again."
         )
-    _check_folder(corpus)
     return corpus
+
+
+def _licences(value: Any) -> dict[str, float]:
+    """A mapping of names to seconds."""
+    if not isinstance(value, dict):
+        raise TypeError(f"licences are {value!r}, not a mapping of names to seconds")
+    for name, seconds in value.items():
+        if type(seconds) not in (int, float) or not 0 <= seconds < math.inf:
+            raise ValueError(f"licence {name!r} has {seconds!r} seconds")
+    return {name: float(seconds) for name, seconds in value.items()}
 
 
 def fingerprint(sample_rate: int, shards: tuple[Shard, ...], members: bytes) -> str:
@@ -226,25 +313,33 @@ def fingerprint(sample_rate: int, shards: tuple[Shard, ...], members: bytes) -> 
     return digest.hexdigest()
 
 
-def _check_folder(corpus: Corpus) -> None:
-    again = "Copy the folder again from its origin, or delete it and run launch/prepare.py again."
+def _check_shards(corpus: Corpus) -> None:
     for shard in corpus.shards:
         path = corpus.root / shard.file
         if not path.is_file():
-            raise DataError(f"{path}: this shard is in {INDEX_NAME} but not in the folder. {again}")
+            raise DataError(
+                f"{path}: this shard is in {INDEX_NAME} but not in the folder. {_AGAIN}"
+            )
         size = path.stat().st_size
         if size != shard.bytes:
-            raise DataError(f"{path}: {size} bytes, but {INDEX_NAME} says {shard.bytes}. {again}")
+            raise DataError(f"{path}: {size} bytes, but {INDEX_NAME} says {shard.bytes}. {_AGAIN}")
+
+
+def check_members(corpus: Corpus) -> None:
+    """Checks that ``members.npy`` in ``corpus.root`` is the one of its index.
+
+    :raises DataError: if it is missing, unreadable or another one.
+    """
     path = corpus.root / MEMBERS_NAME
     if not path.is_file():
-        raise DataError(f"{path}: missing, although {INDEX_NAME} is there. {again}")
+        raise DataError(f"{path}: missing, although {INDEX_NAME} is there. {_AGAIN}")
     try:
         members = np.load(path, mmap_mode="r")
     except (ValueError, EOFError, OSError) as error:
-        raise DataError(f"{path}: cannot be read ({error}). {again}") from error
+        raise DataError(f"{path}: cannot be read ({error}). {_AGAIN}") from error
     if members.dtype != MEMBER or members.ndim != 1:
-        raise DataError(f"{path}: not rows of a clip index. {again}")
+        raise DataError(f"{path}: not rows of a clip index. {_AGAIN}")
     if fingerprint(corpus.sample_rate, corpus.shards, members.tobytes()) != corpus.fingerprint:
         raise DataError(
-            f"{path}: does not belong to the {INDEX_NAME} beside it (fingerprints differ). {again}"
+            f"{path}: does not belong to the {INDEX_NAME} beside it (fingerprints differ). {_AGAIN}"
         )

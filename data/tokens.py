@@ -22,12 +22,13 @@ import numpy as np
 import numpy.typing as npt
 
 from etude.data.errors import DataError, InputError
-from etude.data.files import json_bytes, published, read_at, write_bytes
+from etude.data.files import json_bytes, published, write_bytes
 from etude.data.shards import Corpus, Shard
 from etude.data.tar import add_member, walk_members, walk_pairs
 
 FORMAT = 1
 
+_FOLDER = "targets"
 _INDEX_NAME = "index.json"
 _MEMBERS_NAME = "members.npy"
 _MEMBER = np.dtype(
@@ -59,6 +60,17 @@ class TokenSettings:
 
 @final
 @dataclass(frozen=True)
+class TokenShard:
+    """One sidecar tar, as the index lists it."""
+
+    file: str
+    """Its name, which is that of the audio's shard."""
+    bytes: int
+    sha256: str
+
+
+@final
+@dataclass(frozen=True)
 class Tokens:
     """An opened token folder. Small and picklable: it travels to data workers as it is."""
 
@@ -66,9 +78,7 @@ class Tokens:
     corpus: Corpus
     name: str
     settings: TokenSettings
-    files: tuple[str, ...]
-    version: str
-    """sha256 of the index."""
+    shards: tuple[TokenShard, ...]
 
     def split(self, name: str) -> "SplitTokens":
         """The tokens of all clips of ``train`` or ``valid``, rows as in the corpus' split."""
@@ -95,9 +105,12 @@ class SplitTokens:
 
     def place(self, clip: int) -> str:
         """Shard and member of a clip, for messages."""
-        path = self.tokens.root / self.tokens.files[int(self.members[clip]["shard"])]
+        path = self._path(clip)
         key = self.tokens.corpus.split(self.name).key(clip)
         return f"{path}: member {member_name(key, self.tokens.name)}"
+
+    def _path(self, clip: int) -> Path:
+        return self.tokens.root / self.tokens.shards[int(self.members[clip]["shard"])].file
 
     def read(self, clip: int) -> Codes:
         """All tokens of a clip, uint16 (frames, codebooks), checksum verified.
@@ -105,9 +118,16 @@ class SplitTokens:
         :raises DataError: if the bytes are not those that were indexed, or no such array.
         """
         row = self.members[clip]
-        path = self.tokens.root / self.tokens.files[int(row["shard"])]
+        path = self._path(clip)
+        shard = self.tokens.shards[int(row["shard"])]
         try:
-            data = read_at(path, int(row["offset"]), int(row["size"]), version=self.tokens.version)
+            data = self.tokens.corpus.read(
+                f"{_FOLDER}/{self.tokens.name}/{shard.file}",
+                int(row["offset"]),
+                int(row["size"]),
+                size=shard.bytes,
+                sha256=shard.sha256,
+            )
         except OSError as error:
             raise DataError(
                 f"{path}: cannot read at byte {row['offset']} ({error}). Check the disk or mount "
@@ -130,7 +150,7 @@ class SplitTokens:
 
 def tokens_root(corpus: Corpus, name: str) -> Path:
     """Where the tokens called ``name`` of a corpus lie."""
-    return corpus.root / "targets" / name
+    return corpus.root / _FOLDER / name
 
 
 def member_name(key: str, name: str) -> str:
@@ -245,6 +265,9 @@ def open_tokens(corpus: Corpus, name: str) -> Tokens:
     """
     root = tokens_root(corpus, name)
     index = root / _INDEX_NAME
+    if corpus.store is not None:
+        for file in (_INDEX_NAME, _MEMBERS_NAME):
+            corpus.store.fetch_index(f"{_FOLDER}/{name}/{file}")
     if not index.is_file():
         begun = f" ({root} was begun but is not finished)" if root.is_dir() else ""
         raise InputError(
@@ -263,7 +286,10 @@ def open_tokens(corpus: Corpus, name: str) -> Tokens:
             codebooks=int(content["codebooks"]),
             codebook_size=int(content["codebook_size"]),
         )
-        shards = [(str(shard["file"]), int(shard["bytes"])) for shard in content["shards"]]
+        shards = tuple(
+            TokenShard(str(shard["file"]), int(shard["bytes"]), str(shard["sha256"]))
+            for shard in content["shards"]
+        )
         version, made_for = content["format"], str(content["corpus"])
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
@@ -276,11 +302,13 @@ def open_tokens(corpus: Corpus, name: str) -> Tokens:
             f"{index}: made for another corpus ({made_for[:12]}) than {corpus.root} is now "
             f"({corpus.fingerprint[:12]}). {again}"
         )
-    for file, size in shards:
-        path = root / file
+    if [shard.file for shard in shards] != [shard.file for shard in corpus.shards]:
+        raise DataError(f"{index}: its shards are not named as the corpus' are. {again}")
+    for shard in shards if corpus.store is None else ():
+        path = root / shard.file
         found = path.stat().st_size if path.is_file() else None
-        if found != size:
-            have = "missing" if found is None else f"{found} bytes instead of {size}"
+        if found != shard.bytes:
+            have = "missing" if found is None else f"{found} bytes instead of {shard.bytes}"
             raise DataError(f"{path}: {have}. Delete {index} and {path}, and encode again.")
     try:
         members = np.load(root / _MEMBERS_NAME, mmap_mode="r")
@@ -288,5 +316,4 @@ def open_tokens(corpus: Corpus, name: str) -> Tokens:
         raise DataError(f"{root / _MEMBERS_NAME}: cannot be read ({error}). {again}") from error
     if members.dtype != _MEMBER or len(members) != sum(s.samples for s in corpus.shards):
         raise DataError(f"{root / _MEMBERS_NAME}: not one row per clip of the corpus. {again}")
-    digest = hashlib.sha256(text).hexdigest()
-    return Tokens(root, corpus, name, settings, tuple(file for file, _ in shards), digest)
+    return Tokens(root, corpus, name, settings, shards)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from etude.data.pipeline import held_out_batches, training_batches
-from etude.data.plan import BatchShare, CropPlan
+from etude.data.plan import BatchShare, Plan
 from etude.models.encoder import Encoder
 from etude.models.spectral import ConstantQ
 from etude.pretrain.augment import mix_in_batch
@@ -101,10 +101,11 @@ def train(config: Config, inputs: Inputs, world: World, folder: RunFolder) -> Tr
         step = 0
         if found is not None:
             path, state = found
-            if state["corpus"] != inputs.corpus.fingerprint:
+            if state["corpus"] != inputs.fingerprint:
+                places = ", ".join(corpus.place for corpus in inputs.corpora)
                 raise ConfigError(
-                    f"{path} was trained on another corpus than {inputs.corpus.root} is now: its "
-                    "order could not go on. Choose another run.dir."
+                    f"{path} was trained on another corpus than {places} is now: its order could "
+                    "not go on. Choose another run.dir."
                 )
             checkpoints.load_engine(path, engine)
             step = int(state["step"])
@@ -116,7 +117,7 @@ def train(config: Config, inputs: Inputs, world: World, folder: RunFolder) -> Tr
             objective,
             every=config.checkpoint.every_steps,
             max_steps=config.train.max_steps,
-            state={"corpus": inputs.corpus.fingerprint},
+            state={"corpus": inputs.fingerprint},
         )
         trainer = Trainer(
             engine=engine,
@@ -127,6 +128,7 @@ def train(config: Config, inputs: Inputs, world: World, folder: RunFolder) -> Tr
                 first_update=step,
                 workers=config.data.workers,
                 pin_memory=world.device.type == "cuda",
+                stock=config.data.reader == "webdataset",
             ),
             schedule=_build_schedule(config),
             hooks=_hooks(config, inputs, engine, objective, saver, world, folder),
@@ -140,6 +142,7 @@ def train(config: Config, inputs: Inputs, world: World, folder: RunFolder) -> Tr
             global_batch=config.train.global_batch,
             log_every=config.logging.every_steps,
             hours_per_update=hours_per_update(config),
+            epochs=partial(_epochs, inputs, config.train.global_batch),
             max_skipped_fraction=config.data.max_skipped_fraction,
             max_skipped_updates=config.train.max_skipped_updates,
         )
@@ -148,6 +151,14 @@ def train(config: Config, inputs: Inputs, world: World, folder: RunFolder) -> Tr
             trainer.skipped_updates = int(found[1]["skipped_updates"])
         trainer.fit()
     return trainer
+
+
+def _epochs(inputs: Inputs, global_batch: int, step: int) -> dict[str, float]:
+    """How often each corpus has been heard after ``step`` updates."""
+    heard = inputs.train.epochs(step * global_batch)
+    if len(heard) == 1:
+        return {"data/epochs": heard[0]}
+    return {f"data/{name}/epochs": n for name, n in zip(inputs.names, heard, strict=True)}
 
 
 def _hooks(
@@ -181,7 +192,7 @@ def _hooks(
     return hooks
 
 
-def _validate(engine: Engine, plan: CropPlan, crops: int, share: BatchShare) -> dict[str, float]:
+def _validate(engine: Engine, plan: Plan, crops: int, share: BatchShare) -> dict[str, float]:
     sums = MetricSums()
     for batch in held_out_batches(
         plan, crops=crops, micro_batch=share.micro_batch, rank=share.rank, ranks=share.ranks
@@ -192,7 +203,7 @@ def _validate(engine: Engine, plan: CropPlan, crops: int, share: BatchShare) -> 
 
 
 def _inspect(
-    objective: MaskedPrediction, plan: CropPlan, crops: int, share: BatchShare, device: torch.device
+    objective: MaskedPrediction, plan: Plan, crops: int, share: BatchShare, device: torch.device
 ) -> Iterator[dict[str, Tensor]]:
     """Features of the first held-out crops: conv, the first, middle and last layer, the targets.
 

@@ -8,28 +8,20 @@ the nearest existing key and where the value came from.
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from etude.data.place import is_url
 from etude.models.config import EncoderConfig
-
-Positive = Annotated[float, Field(gt=0.0)]
-NonNegative = Annotated[float, Field(ge=0.0)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
-Count = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
-
-
-class Section(BaseModel):
-    """Base of every section: frozen, strict, no unknown keys; docstrings are the documentation."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        strict=True,
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-    )
+from etude.pretrain.config_data import DataConfig
+from etude.pretrain.config_types import (
+    Count,
+    Decay,
+    Fraction,
+    Natural,
+    NonNegative,
+    Positive,
+    Section,
+)
 
 
 class RunConfig(Section):
@@ -37,30 +29,6 @@ class RunConfig(Section):
 
     dir: Path
     """Folder of the run: config, metrics, checkpoints. The same folder again continues the run."""
-
-
-class DataConfig(Section):
-    """What is heard."""
-
-    corpus: Path
-    """Folder made by ``launch/prepare.py``."""
-
-    crop_seconds: Positive = 5.0
-    """Length of a training crop in seconds (MERT 5, music2vec 30)."""
-
-    min_clip_seconds: Positive | None = None
-    """Shortest clip that is heard: one between this and ``crop_seconds`` is padded with silence
-    that nothing is learnt from. If not given, clips shorter than a crop are left out. For front
-    ends with layer norm, and targets that do not hear the padding (a teacher, stored tokens)."""
-
-    workers: Natural = 2
-    """Processes per rank that read and decode; 0 decodes in the training process."""
-
-    max_skipped_fraction: Fraction = 0.001
-    """Share of crops whose clip may turn out damaged (each is replaced) before the run stops."""
-
-    max_valid_crops: Count = 256
-    """Held-out crops per validation, one per clip."""
 
 
 class KmeansTargetConfig(Section):
@@ -72,7 +40,8 @@ class KmeansTargetConfig(Section):
     """Factor of this target's cross-entropy."""
 
     centroids: Path | None = None
-    """File written by ``launch/cluster.py``; ``CORPUS/kmeans-NAME.safetensors`` if not given."""
+    """File written by ``launch/cluster.py``; if not given, ``CORPUS/kmeans-NAME.safetensors`` in
+    the first corpus."""
 
     final_dim: Count = 256
     """Width in which logits are compared (HuBERT base 256)."""
@@ -431,9 +400,38 @@ class Config(Section):
                         f"Hz, above half the sample rate ({self.model.sample_rate / 2:.0f} Hz): "
                         "take fewer bins or more per octave"
                     )
+        self._check_data()
         self._check_padding()
         self._check_schedule()
         return self
+
+    def _check_data(self) -> None:
+        first = self.data.corpora[0].corpus
+        for name, target in self.objective.targets.items():
+            if not is_url(first):
+                continue
+            if isinstance(target, KmeansTargetConfig) and target.centroids is None:
+                raise ValueError(
+                    f"objective.targets.{name}.centroids must be given where the first corpus is "
+                    "at a URL: fit it on a copy of a part of the corpus with launch/cluster.py"
+                )
+        if self.data.reader == "webdataset":
+            self._check_stock_reader()
+
+    def _check_stock_reader(self) -> None:
+        if len(self.data.corpora) > 1 or is_url(self.data.corpora[0].corpus):
+            raise ValueError("data.reader: webdataset reads one corpus, in a folder")
+        if self.data.min_clip_seconds is not None or self.data.crops_per_clip > 1:
+            raise ValueError(
+                "data.reader: webdataset goes with neither data.min_clip_seconds nor "
+                "data.crops_per_clip"
+            )
+        for name, target in self.objective.targets.items():
+            if isinstance(target, CodecTargetConfig) and target.source == "stored":
+                raise ValueError(
+                    f"data.reader: webdataset reads audio alone, but objective.targets.{name} has "
+                    "source: stored"
+                )
 
     def _check_padding(self) -> None:
         shortest = self.data.min_clip_seconds
@@ -502,7 +500,7 @@ class Config(Section):
         """The k-means file of the target ``name``."""
         target = self.objective.targets[name]
         assert isinstance(target, KmeansTargetConfig)
-        return target.centroids or self.data.corpus / f"kmeans-{name}.safetensors"
+        return target.centroids or Path(self.data.corpora[0].corpus) / f"kmeans-{name}.safetensors"
 
     @property
     def min_clip_samples(self) -> int:

@@ -27,14 +27,16 @@ def describe_run(
     yield "parameters"
     for name, count in _parameters(objective):
         yield f"  {name:<28}{count:>14,}"
-    corpus, share = inputs.corpus, inputs.share
+    share = inputs.share
     hours = hours_per_update(config)
     yield "data"
-    yield f"  corpus                      {corpus.root}, {corpus.sample_rate} Hz"
-    for split in ("train", "valid"):
-        clips = len(corpus.split(split))
-        yield f"  {split:<28}{clips:,} clips, {corpus.seconds(split) / 3600:.2f} h"
-    yield f"  clips too short for a crop  {inputs.train.too_short}"
+    for corpus in inputs.corpora:
+        yield f"  corpus                      {corpus.place}, {corpus.sample_rate} Hz"
+        for split in ("train", "valid"):
+            clips = corpus.clips(split)
+            yield f"  {split:<28}{clips:,} clips, {corpus.seconds(split) / 3600:.2f} h"
+    too_short = sum(part.too_short for part in inputs.train.parts)
+    yield f"  clips too short for a crop  {too_short}"
     yield "cost"
     yield f"  audio per update            {hours * 3600:,.0f} s ({share.global_batch} crops)"
     yield (
@@ -44,9 +46,12 @@ def describe_run(
     memory = _memory_gb(config, objective, share.micro_batch)
     yield f"  memory per rank             about {memory:.1f} GB (estimate)"
     yield f"  updates                     {config.train.max_steps:,}"
-    epochs = config.train.max_steps * share.global_batch / len(inputs.train.clips)
     heard = hours * config.train.max_steps
-    yield f"  audio heard                 {heard:,.1f} h, {epochs:,.1f} crops per clip"
+    yield f"  audio heard                 {heard:,.1f} h"
+    crops = config.train.max_steps * share.global_batch
+    each = f"({config.data.crops_per_clip} crops per clip each)"
+    for name, epochs in zip(inputs.names, inputs.train.epochs(crops), strict=True):
+        yield f"  epochs of {name:<18}{epochs:,.1f} {each}"
     yield f"  time to the end             {_time_left(config, folder)}"
     yield "labels"
     for line in check_labels(config, inputs):

@@ -1,10 +1,14 @@
 """What a run reads, opened and checked: whatever can be wrong is found before a model is built."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from etude.data.errors import InputError
-from etude.data.plan import BatchShare, CropPlan
+from etude.data.mix import MixedPlan
+from etude.data.place import is_url
+from etude.data.plan import BatchShare, CropPlan, Plan
 from etude.data.shards import Corpus, open_corpus
 from etude.data.tokens import Tokens, open_tokens
 from etude.models.frames import FrameGrid
@@ -17,6 +21,9 @@ from etude.pretrain.starting import Start, load_start
 if TYPE_CHECKING:
     from etude.pretrain.codec import Codec
 
+_REMOTE_BLOCK = 16
+"""``data.block_shards`` of a corpus at a URL, if not given."""
+
 _AUTO_MICRO_BATCH = {"cpu": 8, "cuda": 32}
 
 
@@ -24,12 +31,13 @@ _AUTO_MICRO_BATCH = {"cpu": 8, "cuda": 32}
 class Inputs:
     """What a run reads, opened and checked."""
 
-    corpus: Corpus
-    train: CropPlan
-    valid: CropPlan | None
+    corpora: tuple[Corpus, ...]
+    """In the order of ``data.corpus``."""
+    train: Plan
+    valid: Plan | None
     quantizers: dict[str, FeatureQuantizer]
-    tokens: dict[str, Tokens]
-    """Stored tokens by the codec's name."""
+    tokens: tuple[dict[str, Tokens], ...]
+    """Of each corpus, stored tokens by the codec's name."""
     codecs: "dict[str, Codec]"
     """Codecs whose weights were given, by the target's name."""
     share: BatchShare
@@ -41,8 +49,23 @@ class Inputs:
     def codebook_size(self, name: str, target: CodecTargetConfig) -> int:
         """Classes per codebook of the target ``name``."""
         if target.source == "stored":
-            return self.tokens[target.codec].settings.codebook_size
+            return self.tokens[0][target.codec].settings.codebook_size
         return self.codecs[name].codebook_size
+
+    @property
+    def fingerprint(self) -> str:
+        """What the order of a run depends on, beside its settings."""
+        return "+".join(corpus.fingerprint for corpus in self.corpora)
+
+    @property
+    def names(self) -> list[str]:
+        """A short name for each corpus: that of its folder, numbered where two are the same."""
+        names: list[str] = []
+        for corpus in self.corpora:
+            name = corpus.place.rstrip("/").rpartition("/")[2] or corpus.place
+            same = sum(other.partition("~")[0] == name for other in names)
+            names.append(f"{name}~{same + 1}" if same else name)
+        return names
 
 
 def check_inputs(config: Config, *, rank: int, ranks: int, device: str) -> Inputs:
@@ -53,21 +76,16 @@ def check_inputs(config: Config, *, rank: int, ranks: int, device: str) -> Input
     """
     share = BatchShare(config.train.global_batch, _micro_batch(config, ranks, device), rank, ranks)
     deepspeed_settings(config, micro_batch=share.micro_batch, ranks=ranks)
-    corpus = open_corpus(config.data.corpus)
-    if corpus.sample_rate != config.model.sample_rate:
-        raise ConfigError(
-            f"the corpus {corpus.root} has {corpus.sample_rate} Hz, but model.sample_rate is "
-            f"{config.model.sample_rate}. Prepare it with `--sample-rate "
-            f"{config.model.sample_rate}`, or set model.sample_rate={corpus.sample_rate}."
-        )
+    corpora = tuple(_open(config, given.corpus) for given in config.data.corpora)
     start = None if config.init_from is None else load_start(config.init_from, config.model)
     quantizers = _load_quantizers(config)
     codecs = _load_codecs(config)
-    tokens = _open_tokens(config, corpus, codecs)
-    train = _plan(config, corpus, tokens, "train")
-    valid = _valid_plan(config, corpus, tokens, ranks)
+    tokens = tuple(_open_tokens(config, corpus, codecs) for corpus in corpora)
+    _check_same_codec(tokens)
+    train = _train_plan(config, corpora, tokens)
+    valid = _valid_plan(config, corpora, tokens, ranks)
     return Inputs(
-        corpus=corpus,
+        corpora=corpora,
         train=train,
         valid=valid,
         quantizers=quantizers,
@@ -130,7 +148,28 @@ def _micro_batch(config: Config, ranks: int, device: str) -> int:
     return chosen
 
 
+def _open(config: Config, place: str) -> Corpus:
+    if is_url(place):
+        # Imported here: with its clients for stores, which a folder does not need.
+        from etude.data.remote import Cache, open_remote
+
+        cache = Cache(config.data.cache.expanduser(), round(config.data.cache_gb * 1e9))
+        corpus = open_remote(place.rstrip("/"), cache)
+    else:
+        corpus = open_corpus(Path(place))
+    if corpus.sample_rate != config.model.sample_rate:
+        raise ConfigError(
+            f"the corpus {place} has {corpus.sample_rate} Hz, but model.sample_rate is "
+            f"{config.model.sample_rate}. Prepare it with `--sample-rate "
+            f"{config.model.sample_rate}`, or set model.sample_rate={corpus.sample_rate}."
+        )
+    return corpus
+
+
 def _plan(config: Config, corpus: Corpus, tokens: dict[str, Tokens], split: str) -> CropPlan:
+    blocks = config.data.block_shards
+    if blocks is None:
+        blocks = 0 if corpus.store is None else _REMOTE_BLOCK
     return CropPlan(
         corpus.split(split),
         crop_samples=config.crop_samples,
@@ -138,19 +177,51 @@ def _plan(config: Config, corpus: Corpus, tokens: dict[str, Tokens], split: str)
         seed=config.seed,
         tokens={name: opened.split(split) for name, opened in tokens.items()},
         min_samples=config.min_clip_samples,
+        crops_per_clip=config.data.crops_per_clip,
+        block_shards=blocks,
     )
 
 
+def _train_plan(
+    config: Config, corpora: Sequence[Corpus], tokens: Sequence[dict[str, Tokens]]
+) -> Plan:
+    parts = [
+        _plan(config, corpus, opened, "train")
+        for corpus, opened in zip(corpora, tokens, strict=True)
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    shares = [given.weight for given in config.data.corpora]
+    if config.data.weighting == "hours":
+        shares = [weight * part.seconds for weight, part in zip(shares, parts, strict=True)]
+    return MixedPlan(parts, shares, seed=config.seed)
+
+
 def _valid_plan(
-    config: Config, corpus: Corpus, tokens: dict[str, Tokens], ranks: int
-) -> CropPlan | None:
-    try:
-        valid = _plan(config, corpus, tokens, "valid")
-    except InputError:
-        # No held-out clip is long enough: training goes on, and a note says what is missing.
-        return None
+    config: Config, corpora: Sequence[Corpus], tokens: Sequence[dict[str, Tokens]], ranks: int
+) -> Plan | None:
+    parts = []
+    for corpus, opened in zip(corpora, tokens, strict=True):
+        try:
+            parts.append(_plan(config, corpus, opened, "valid"))
+        except InputError:
+            # No held-out clip is long enough: training goes on, and a note says what is missing.
+            continue
     # A rank without a crop would have nothing to add to the sum that the others wait for.
-    return valid if min(len(valid.clips), config.data.max_valid_crops) >= ranks else None
+    if min(sum(len(part.clips) for part in parts), config.data.max_valid_crops) < ranks:
+        return None
+    return parts[0] if len(parts) == 1 else MixedPlan(parts, [1.0] * len(parts), seed=config.seed)
+
+
+def _check_same_codec(tokens: Sequence[dict[str, Tokens]]) -> None:
+    for opened in tokens[1:]:
+        for name, one in tokens[0].items():
+            if opened[name].settings != one.settings:
+                raise ConfigError(
+                    f"the tokens {name!r} of several corpora must come from the same codec and "
+                    f"weights, but those of {opened[name].root} differ from {one.root}'s "
+                    f"({opened[name].settings} and {one.settings}). Encode one of them again."
+                )
 
 
 def _load_codecs(config: Config) -> "dict[str, Codec]":
@@ -215,15 +286,15 @@ def _check_frames(
 
 def _notes(
     config: Config,
-    train: CropPlan,
-    valid: CropPlan | None,
+    train: Plan,
+    valid: Plan | None,
     share: BatchShare,
     quantizers: dict[str, FeatureQuantizer],
 ) -> list[str]:
     notes = []
-    fingerprint = train.split.corpus.fingerprint
+    fingerprints = {part.split.corpus.fingerprint for part in train.parts}
     for name, quantizer in quantizers.items():
-        if quantizer.corpus not in (None, fingerprint):
+        if quantizer.corpus is not None and {quantizer.corpus} != fingerprints:
             notes.append(
                 f"the classes of objective.targets.{name} were fitted to another corpus: they may "
                 "be used unevenly on this one."
@@ -233,11 +304,13 @@ def _notes(
             f"the warm-up ({config.optim.warmup_steps} updates) is as long as the run "
             f"({config.train.max_steps}) or longer: the learning rate never reaches its peak."
         )
-    if train.too_short:
-        notes.append(
-            f"{train.too_short} of {len(train.split)} training clips are shorter than "
-            f"{config.min_clip_samples / config.model.sample_rate:g} s and are left out."
-        )
+    for part in train.parts:
+        if part.too_short:
+            notes.append(
+                f"{part.too_short} of {len(part.split)} training clips of "
+                f"{part.split.corpus.place} are shorter than "
+                f"{config.min_clip_samples / config.model.sample_rate:g} s and are left out."
+            )
     if valid is None:
         notes.append("there are fewer held-out crops than ranks: no validation.")
     mixture = config.objective.mixture

@@ -63,6 +63,7 @@ TOLERATED_LAG_SECONDS = 0.08
 MIN_AGREEMENT = 0.9
 """Of stored tokens with those made again; another device may decide a few ties otherwise."""
 
+_FETCHED_CLIPS = 1000
 _QUIET_RMS = 1e-3
 _CLEAR_PEAK = 4.0
 _LAG_CODEBOOKS = 2
@@ -93,14 +94,15 @@ def check_labels(config: Config, inputs: Inputs) -> Iterator[str]:
             case KmeansTargetConfig() | CodecTargetConfig(source="online"):
                 computed[name] = target
             case CodecTargetConfig():
-                yield from check_stored(
-                    name,
-                    inputs.train,
-                    inputs.train.tokens[target.codec],
-                    grid=config.model.grid,
-                    codec=inputs.codecs.get(name),
-                    seed=config.seed,
-                )
+                for part in inputs.train.parts:
+                    yield from check_stored(
+                        name,
+                        part,
+                        part.tokens[target.codec],
+                        grid=config.model.grid,
+                        codec=inputs.codecs.get(name),
+                        seed=config.seed,
+                    )
             case CqtTargetConfig() | TeacherTargetConfig():
                 pass
     if not computed:
@@ -161,7 +163,12 @@ def check_stored(
 
 
 def _sample(plan: CropPlan, count: int, seed: int, rows: Sequence[int] | None = None) -> list[int]:
-    everything = np.arange(len(plan.split)) if rows is None else np.asarray(rows)
+    if rows is not None:
+        everything = np.asarray(rows)
+    elif plan.split.corpus.store is None:
+        everything = np.arange(len(plan.split))
+    else:  # what is heard first: to look all over would fetch a shard for each
+        everything = plan.clips[plan.order(0)[:count]]
     generator = np.random.default_rng(derive(seed, "label check"))
     chosen = generator.permutation(everything)[:count]
     return sorted(int(row) for row in chosen)
@@ -214,6 +221,9 @@ def _check_by_encoding(
 ) -> str:
     """Encodes the beginnings of some tracks again and looks where the stored tokens agree."""
     first_of_track = np.flatnonzero(np.diff(plan.split.members["track"], prepend=-1))
+    if plan.split.corpus.store is not None:
+        early = plan.clips[plan.order(0)[:_FETCHED_CLIPS]]
+        first_of_track = np.intersect1d(first_of_track, early)
     rows = _sample(plan, REENCODED_CLIPS, seed, [int(row) for row in first_of_track])
     most = round(MAX_LAG_SECONDS * codec.frame_rate)
     samples = round(REENCODED_SECONDS * codec.frame_rate) * codec.hop_samples

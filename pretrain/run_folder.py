@@ -18,6 +18,8 @@ _MAY_DIFFER = (
     "train.max_steps",
     "train.micro_batch",
     "data.workers",
+    "data.cache",
+    "data.cache_gb",
     "logging.",
     "checkpoint.",
     "health.",

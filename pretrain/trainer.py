@@ -6,7 +6,7 @@ Everything optional is a hook (:mod:`etude.pretrain.hooks`); everything about ra
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -31,6 +31,7 @@ class Trainer:
     """Runs updates until ``max_steps``.
 
     :param micro_batches: micro-batches per update on this rank.
+    :param epochs: what to log of how often corpora have been heard after so many updates.
     :param max_skipped_fraction: share of damaged clips at which the data is unusable.
     :param max_skipped_updates: non-finite gradients in a row at which training has failed.
     :param hours_per_update: audio that all ranks hear in one update.
@@ -54,6 +55,7 @@ class Trainer:
         global_batch: int,
         log_every: int,
         hours_per_update: float,
+        epochs: Callable[[int], dict[str, float]],
         max_skipped_fraction: float,
         max_skipped_updates: int,
     ) -> None:
@@ -75,6 +77,7 @@ class Trainer:
         self._global_batch = global_batch
         self._log_every = log_every
         self._hours_per_update = hours_per_update
+        self._epochs = epochs
         self._max_skipped_fraction = max_skipped_fraction
         self._max_skipped_updates = max_skipped_updates
         self._skipped_in_a_row = 0
@@ -167,6 +170,7 @@ class Trainer:
             ranks = micro_batches / (updates * self._micro_batches)
             values["perf/data_wait"] = float(reduced[-1]) / (seconds * ranks)
             self._start_interval()
+        values.update(self._epochs(self.step))
         values["audio_hours"] = self.step * self._hours_per_update
         values.update(self._reported)
         self._reported = {}

@@ -37,23 +37,22 @@ def order(plan: CropPlan, epoch: int) -> list[int]:
 
 
 def rank_positions(
-    plan: CropPlan, share: BatchShare, *, first_update: int, updates: int, workers: int
+    share: BatchShare, *, first_update: int, updates: int, workers: int
 ) -> list[list[int]]:
     """A rank's micro-batches as torch's DataLoader asks its workers for them: in turn."""
     streams = [
-        plan.positions(share, first_update=first_update, worker=worker, workers=workers)
+        share.positions(first_update=first_update, worker=worker, workers=workers)
         for worker in range(workers)
     ]
     return [next(streams[i % workers]) for i in range(updates * share.micro_batches)]
 
 
 def global_positions(
-    plan: CropPlan, *, ranks: int, workers: int, micro_batch: int, first_update: int, updates: int
+    *, ranks: int, workers: int, micro_batch: int, first_update: int, updates: int
 ) -> list[int]:
     """What all ranks together hear, micro-batch by micro-batch."""
     parts = [
         rank_positions(
-            plan,
             BatchShare(GLOBAL_BATCH, micro_batch, rank, ranks),
             first_update=first_update,
             updates=updates,
@@ -106,7 +105,7 @@ def test_all_ranks_and_workers_together_hear_the_positions_in_order(
     ranks: int, workers: int, micro_batch: int
 ) -> None:
     heard = global_positions(
-        clips(5), ranks=ranks, workers=workers, micro_batch=micro_batch, first_update=0, updates=5
+        ranks=ranks, workers=workers, micro_batch=micro_batch, first_update=0, updates=5
     )
     assert heard == list(range(5 * GLOBAL_BATCH))
 
@@ -121,7 +120,6 @@ def test_going_on_at_any_update_gives_the_rest_of_a_straight_run(
 
     def heard(first: int, updates: int) -> list[tuple[int, int, int]]:
         positions = global_positions(
-            plan,
             ranks=ranks,
             workers=workers,
             micro_batch=micro_batch,
@@ -138,7 +136,7 @@ def test_going_on_at_any_update_gives_the_rest_of_a_straight_run(
 def test_a_micro_batch_belongs_to_one_update_and_each_rank_has_its_own_chunk() -> None:
     share = BatchShare(global_batch=8, micro_batch=2, rank=1, ranks=2)
     assert share.micro_batches == 2
-    heard = list(islice(clips(5).positions(share, first_update=10), 4))
+    heard = list(islice(share.positions(first_update=10), 4))
     assert heard == [[82, 83], [86, 87], [90, 91], [94, 95]]
 
 
@@ -218,3 +216,71 @@ def test_substitutes_lie_apart_in_a_large_corpus() -> None:
     places = {clip: place for place, clip in enumerate(order(plan, 0))}
     tried = sorted(places[plan.crop(5, attempt).clip] for attempt in range(SUBSTITUTES + 1))
     assert np.diff(tried).min() == 100
+
+
+def in_shards(sizes: list[int], *, block_shards: int, seed: int = 7) -> CropPlan:
+    """A plan of clips that lie in shards of these sizes."""
+    split = split_of([2 * CROP] * sum(sizes))
+    split.members["shard"] = np.repeat(np.arange(len(sizes)), sizes)
+    return CropPlan(split, crop_samples=CROP, hop_samples=HOP, seed=seed, block_shards=block_shards)
+
+
+@pytest.mark.parametrize("block_shards", [1, 3, 10])
+def test_within_a_block_few_shards_are_needed_and_each_clip_comes_once(block_shards: int) -> None:
+    sizes = [9, 4, 7, 12, 6, 8, 5]
+    plan = in_shards(sizes, block_shards=block_shards)
+    shards = plan.split.members["shard"]
+    for number in range(3):
+        heard = order(plan, number)
+        assert sorted(heard) == list(range(sum(sizes)))
+        spans = [
+            (min(places), max(places))
+            for shard in range(len(sizes))
+            if (places := [i for i, clip in enumerate(heard) if shards[clip] == shard])
+        ]
+        at_once = max(
+            sum(low <= place <= high for low, high in spans) for place in range(len(heard))
+        )
+        assert at_once <= block_shards
+    assert order(plan, 0) != order(plan, 1)
+    assert len({tuple(shards[order(plan, n)]) for n in range(4)}) == 4  # other shards together
+    if block_shards > 1:
+        assert len(set(shards[order(plan, 0)[:8]])) > 1  # clips of a block are mixed
+
+
+def test_an_order_does_not_depend_on_which_were_asked_for_before() -> None:
+    plan, other = in_shards([5, 9, 3], block_shards=2), in_shards([5, 9, 3], block_shards=2)
+    forwards = [order(plan, number) for number in range(5)]
+    assert [order(other, number) for number in (4, 0, 3, 1, 2)] == [
+        forwards[number] for number in (4, 0, 3, 1, 2)
+    ]
+
+
+def test_the_crops_of_an_epoch_lie_in_different_parts_of_each_clip() -> None:
+    spare = 60  # frames: 61 starts, in three parts
+
+    def part(start: int) -> int:
+        return sum(start // HOP >= bound for bound in (61 // 3, 2 * 61 // 3))
+
+    split = split_of([CROP + spare * HOP] * 10)
+    plan = CropPlan(split, crop_samples=CROP, hop_samples=HOP, seed=7, crops_per_clip=3)
+    for epoch in range(4):
+        crops = [plan.crop(epoch * 30 + place) for place in range(30)]
+        for clip in range(10):
+            assert sorted(part(crop.start) for crop in crops if crop.clip == clip) == [0, 1, 2]
+        assert {part(crop.start) for crop in crops[:10]} == {0, 1, 2}  # not all clips at their beginning first
+    assert plan.epochs(45) == [1.5]
+
+
+def test_a_clip_with_fewer_starts_than_crops_is_heard_at_each_of_them() -> None:
+    split = split_of([CROP + HOP] * 4)
+    plan = CropPlan(split, crop_samples=CROP, hop_samples=HOP, seed=7, crops_per_clip=5)
+    assert {plan.crop(place).start for place in range(20)} == {0, HOP}
+
+
+def test_a_plan_travels_to_workers_without_its_orders() -> None:
+    plan = clips(30)
+    plan.crop(0)
+    unheard = dict(plan.__getstate__())
+    assert unheard["_orders"] == {}
+    assert unheard["clips"] is plan.clips

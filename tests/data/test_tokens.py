@@ -114,7 +114,7 @@ def test_damaged_tokens_are_replaced_and_counted_like_damaged_audio(
 ) -> None:
     stored = tokens.split("train")
     row = stored.members[2]
-    path = tokens.root / tokens.files[int(row["shard"])]
+    path = tokens.root / tokens.shards[int(row["shard"])].file
     data = bytearray(path.read_bytes())
     data[int(row["offset"]) + int(row["size"]) - 1] ^= 1
     path.write_bytes(data)

@@ -1,0 +1,183 @@
+"""A corpus at a URL: its files come to a local folder as they are needed, and go when it is full.
+
+Whole shards, read once and in sequence, checked against the index' sha256 as they arrive. The
+processes of a node share the folder: one of them fetches a file, the others wait for it. What was
+evicted is fetched again when it is needed, so the folder's size decides the traffic and never what
+is heard.
+"""
+
+import fcntl
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar, final
+
+import aiohttp
+import fsspec
+
+from etude.data.errors import DataError, InputError
+from etude.data.files import published, write_bytes
+from etude.data.retry import with_retries
+from etude.data.shards import INDEX_NAME, MEMBERS_NAME, Corpus, check_members, parse_index
+
+Result = TypeVar("Result")
+
+_CHUNK = 1 << 20
+_TRIES = 5
+_FIRST_WAIT = 0.5
+_GIVEN_UP_SECONDS = 60.0
+"""After all tries failed, a file is not asked for again for so long."""
+
+_given_up: dict[str, tuple[float, DataError]] = {}
+
+
+@final
+@dataclass(frozen=True)
+class Cache:
+    """Where files of remote corpora are kept on this node."""
+
+    folder: Path
+    limit_bytes: int
+    """Largest size of the shards of one corpus together."""
+
+
+@final
+@dataclass(frozen=True)
+class Remote:
+    """A folder at a URL. Small and picklable: it travels to data workers as it is."""
+
+    url: str
+    folder: Path
+    """Its local files."""
+    limit_bytes: int
+
+    def fetch(self, file: str, *, size: int, sha256: str) -> Path:
+        """The local copy of a shard, fetched if it is not there.
+
+        :raises DataError: if the store does not give it, or gives other bytes.
+        """
+        path = self.folder / file
+        if _is_there(path, size):
+            return path
+        url = f"{self.url}/{file}"
+        when, error = _given_up.get(url, (0.0, None))
+        if error is not None and time.monotonic() - when < _GIVEN_UP_SECONDS:
+            raise error
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(path):
+            if _is_there(path, size):  # another process was faster
+                return path
+            self._make_room(size)
+            try:
+                _retried(lambda: _download(url, path, size, sha256))
+            except (OSError, aiohttp.ClientError) as failure:
+                given_up = DataError(
+                    f"{url}: cannot be fetched ({failure}). Check the store and the way to it."
+                )
+                _given_up[url] = (time.monotonic(), given_up)
+                raise given_up from failure
+        return path
+
+    def fetch_index(self, file: str) -> Path:
+        """A small file as a local one; fetched anew each time, for it may have changed.
+
+        :raises InputError: if there is none, or the store cannot be reached.
+        """
+        path = self.folder / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(path):
+            write_bytes(path, _read(f"{self.url}/{file}"))
+        return path
+
+    def _make_room(self, size: int) -> None:
+        """Removes the files that were not used for longest, until ``size`` more bytes may come."""
+        shards = []
+        for path in self.folder.rglob("*.tar"):
+            try:
+                found = path.stat()
+            except FileNotFoundError:  # another process made room too
+                continue
+            shards.append((found.st_mtime_ns, found.st_size, path))
+        held = sum(bytes_ for _, bytes_, _ in shards)
+        for _, bytes_, path in sorted(shards):
+            if held + size <= self.limit_bytes:
+                break
+            path.unlink(missing_ok=True)
+            held -= bytes_
+
+
+def open_remote(url: str, cache: Cache) -> Corpus:
+    """The corpus at ``url``: its index is fetched now, a shard when it is first read.
+
+    :raises InputError: if there is none, or the store cannot be reached.
+    :raises DataError: if its index is damaged.
+    """
+    found = parse_index(_read(f"{url}/{INDEX_NAME}"), Path(url))
+    # By content: a corpus that was made anew at this URL shares nothing with the old one.
+    folder = cache.folder / found.fingerprint[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    corpus = replace(found, root=folder, store=Remote(url, folder, cache.limit_bytes))
+    members = folder / MEMBERS_NAME
+    with _locked(members):
+        if not members.is_file():
+            write_bytes(members, _read(f"{url}/{MEMBERS_NAME}"))
+        try:
+            check_members(corpus)
+        except DataError:
+            members.unlink()
+            raise
+    return corpus
+
+
+def _read(url: str) -> bytes:
+    def read() -> bytes:
+        with fsspec.open(url, "rb") as file:
+            content: bytes = file.read()
+            return content
+
+    try:
+        return _retried(read)
+    except (OSError, aiohttp.ClientError, ImportError) as error:
+        raise InputError(f"{url}: cannot be read ({error}). Correct data.corpus.") from error
+
+
+def _retried(action: Callable[[], Result]) -> Result:
+    flaky = (OSError, aiohttp.ClientError)
+    return with_retries(action, tries=_TRIES, first_wait=_FIRST_WAIT, flaky=flaky)
+
+
+def _download(url: str, path: Path, size: int, sha256: str) -> None:
+    digest, held = hashlib.sha256(), 0
+    with fsspec.open(url, "rb") as source, published(path) as out:
+        while chunk := source.read(_CHUNK):
+            out.write(chunk)
+            digest.update(chunk)
+            held += len(chunk)
+        if (held, digest.hexdigest()) != (size, sha256):
+            # Inside: what is not the indexed file is never published.
+            raise OSError(
+                f"{held} bytes with sha256 {digest.hexdigest()[:12]}, but the index says {size} "
+                f"and {sha256[:12]}"
+            )
+
+
+def _is_there(path: Path, size: int) -> bool:
+    try:
+        if path.stat().st_size != size:
+            return False
+        os.utime(path)  # used now
+    except FileNotFoundError:
+        return False
+    return True
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One process per file at a time."""
+    with path.with_name(f".{path.name}.lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
