@@ -328,20 +328,7 @@ def load_quantizer(path: Path) -> FeatureQuantizer:
     :raises ConfigError: if there is no such file, it is not one, its content is not what was
         written, or the encoder's files are missing or others.
     """
-    if not path.is_file():
-        raise ConfigError(
-            f"there is no k-means file {path}. Fit one with `python launch/cluster.py CORPUS "
-            f"--features logmel --clusters 100 --out {path}`."
-        )
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            settings = FeatureSettings.model_validate_json(metadata.get("features", ""))
-            tensors = {name: file.get_tensor(name) for name in ("centroids", "mean", "scale")}
-    except (SafetensorError, ValidationError) as error:
-        raise ConfigError(
-            f"{path} is not a k-means file of launch/cluster.py ({error}). Fit it anew."
-        ) from error
+    settings, metadata, tensors = _read_file(path)
     try:
         quantizer = FeatureQuantizer(
             settings,
@@ -359,6 +346,14 @@ def load_quantizer(path: Path) -> FeatureQuantizer:
     return quantizer
 
 
+def read_settings(path: Path) -> FeatureSettings:
+    """How frames are described in the file at ``path``; loads no encoder.
+
+    :raises ConfigError: if there is no such file or it is not a quantiser file.
+    """
+    return _read_file(path)[0]
+
+
 def read_request(path: Path) -> dict[str, Any] | None:
     """What the file at ``path`` was fitted for; ``None`` where an earlier version did not say.
 
@@ -373,3 +368,21 @@ def read_request(path: Path) -> dict[str, Any] | None:
         raise ConfigError(f"{path} is not a k-means file.")
     request: dict[str, Any] | None = json.loads(metadata.get("request", "null"))
     return request
+
+
+def _read_file(path: Path) -> tuple[FeatureSettings, dict[str, str], dict[str, Tensor]]:
+    if not path.is_file():
+        raise ConfigError(
+            f"there is no k-means file {path}. Fit one with `python launch/cluster.py CORPUS "
+            f"--features logmel --clusters 100 --out {path}`."
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            settings = FeatureSettings.model_validate_json(metadata.get("features", ""))
+            tensors = {name: file.get_tensor(name) for name in ("centroids", "mean", "scale")}
+    except (SafetensorError, ValidationError) as error:
+        raise ConfigError(
+            f"{path} is not a k-means file of launch/cluster.py ({error}). Fit it anew."
+        ) from error
+    return settings, metadata, tensors

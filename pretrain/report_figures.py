@@ -9,11 +9,12 @@ import html
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -78,6 +79,14 @@ def draw(panel: Panel, *, number: int) -> str:
 
     :param number: makes its ids unique within the page.
     """
+    return drawing(panel.title, lambda figure, axes: _plot(panel, figure, axes), number=number)
+
+
+def drawing(title: str, plot: Callable[[Figure, Axes], None], *, number: int) -> str:
+    """An ``<svg>`` element with what ``plot`` draws, in the page's own colours and font.
+
+    :param number: makes its ids unique within the page.
+    """
     style: Any = {  # the keys are literals to newer stubs of matplotlib
         "svg.fonttype": "none",  # text stays text: small, selectable, in the page's font
         "svg.hashsalt": str(number),
@@ -97,43 +106,56 @@ def draw(panel: Panel, *, number: int) -> str:
         figure.patch.set_visible(False)
         axes = figure.subplots()
         axes.patch.set_visible(False)
-        for curve in panel.curves:
-            if not curve.series.steps:
-                continue
-            steps, values = _thin(curve.series, peaks=panel.keep_peaks)
-            colour = RUN_COLOURS[curve.run % len(RUN_COLOURS)]
-            line = _LINES[curve.style]
-            if len(steps) == 1 and curve.style in ("constant", "copy"):
-                # A single validation: its baseline is a level, not a point.
-                axes.axhline(values[0], color=colour, **line)
-            else:
-                lone = {"marker": "."} if len(steps) == 1 and curve.style == "train" else {}
-                axes.plot(steps, values, color=colour, **{**line, **lone})
-        if panel.may_be_log and _spans_decades(panel.curves):
-            axes.set_yscale("log")
-        axes.set_xlabel("update")
-        axes.set_ylabel(panel.unit)
-        axes.grid(color=_INK, alpha=0.15, linewidth=0.6)
-        styles = {curve.label: curve for curve in panel.curves}
-        if len(styles) > 1:
-            several = len({curve.run for curve in panel.curves}) > 1
-            handles = [
-                Line2D(
-                    [],
-                    [],
-                    color=_INK if several else RUN_COLOURS[curve.run % len(RUN_COLOURS)],
-                    label=label,
-                    **_LINES[curve.style],
-                )
-                for label, curve in styles.items()
-            ]
-            # Outside: on top of no curve.
-            figure.legend(
-                handles=handles, fontsize=7.5, frameon=False, ncols=4, loc="outside upper right"
-            )
+        plot(figure, axes)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg")
-    return _inline(buffer.getvalue(), number=number, title=panel.title)
+    return _inline(buffer.getvalue(), number=number, title=title)
+
+
+def grid(axes: Axes) -> None:
+    """Faint lines behind the curves."""
+    axes.grid(color=_INK, alpha=0.15, linewidth=0.6)
+
+
+def legend(figure: Figure, handles: Sequence[Line2D]) -> None:
+    """Outside: on top of no curve."""
+    figure.legend(
+        handles=list(handles), fontsize=7.5, frameon=False, ncols=4, loc="outside upper right"
+    )
+
+
+def _plot(panel: Panel, figure: Figure, axes: Axes) -> None:
+    for curve in panel.curves:
+        if not curve.series.steps:
+            continue
+        steps, values = _thin(curve.series, peaks=panel.keep_peaks)
+        colour = RUN_COLOURS[curve.run % len(RUN_COLOURS)]
+        line = _LINES[curve.style]
+        if len(steps) == 1 and curve.style in ("constant", "copy"):
+            # A single validation: its baseline is a level, not a point.
+            axes.axhline(values[0], color=colour, **line)
+        else:
+            lone = {"marker": "."} if len(steps) == 1 and curve.style == "train" else {}
+            axes.plot(steps, values, color=colour, **{**line, **lone})
+    if panel.may_be_log and _spans_decades(panel.curves):
+        axes.set_yscale("log")
+    axes.set_xlabel("update")
+    axes.set_ylabel(panel.unit)
+    grid(axes)
+    styles = {curve.label: curve for curve in panel.curves}
+    if len(styles) > 1:
+        several = len({curve.run for curve in panel.curves}) > 1
+        handles = [
+            Line2D(
+                [],
+                [],
+                color=_INK if several else RUN_COLOURS[curve.run % len(RUN_COLOURS)],
+                label=label,
+                **_LINES[curve.style],
+            )
+            for label, curve in styles.items()
+        ]
+        legend(figure, handles)
 
 
 def _inline(text: str, *, number: int, title: str) -> str:

@@ -2,13 +2,12 @@
 
 import json
 import math
-import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from html_page import Page, check_stands_alone
 
 from etude.data.errors import InputError
 from etude.pretrain.config import Config
@@ -86,55 +85,10 @@ def make_run(folder: Path, *, lr: float = 3e-4, torn: bool = True) -> Path:
     return folder
 
 
-class Page(HTMLParser):
-    """Checks that every element is closed; collects ids, references and text."""
-
-    void = frozenset({"meta", "img", "br", "!doctype"})
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.ids: list[str] = []
-        self.links: list[str] = []
-        self.words: list[str] = []
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        for name, value in attrs:
-            if name == "id":
-                self.ids.append(str(value))
-            if name in ("href", "src", "xlink:href"):
-                self.links.append(str(value))
-        if tag not in self.void:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        if tag not in self.void:
-            self.open.pop()
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
-
-
 def test_the_page_stands_alone_and_is_well_formed(tmp_path: Path) -> None:
     runs = [read_run(make_run(tmp_path / "a")), read_run(make_run(tmp_path / "b"))]
     text = render(runs, [])
-    page = Page(text)
-    assert len(set(page.ids)) == len(page.ids) > 0
-    for link in page.links:
-        assert link.startswith("#") and link[1:] in page.ids
-    assert set(re.findall(r"https?://[^\"' <>]+", text)) <= {
-        "http://www.w3.org/2000/svg",
-        "http://www.w3.org/1999/xlink",
-    }
-    for reference in re.findall(r"url\(#([^)]+)\)", text):
-        assert reference in page.ids
-    assert "@import" not in text and "<script" not in text
+    check_stands_alone(text)
     assert render(runs, []) == text  # the same runs give the same page
 
 

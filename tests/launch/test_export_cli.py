@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -79,8 +80,14 @@ def test_a_run_gives_its_newest_whole_checkpoint(run: Path, tmp_path: Path) -> N
 def test_the_card_tells_of_the_corpus_and_of_a_codec(
     run: Path, tmp_path: Path, small_corpus: Corpus
 ) -> None:
+    licensed = tmp_path / "licensed"
+    shutil.copytree(small_corpus.root, licensed)
+    index = json.loads((licensed / "index.json").read_text())
+    index["licences"] = {"unknown": 36.0, "CC BY 4.0": 90.0}
+    (licensed / "index.json").write_text(json.dumps(index))
     config = run / "config.yaml"
-    text = config.read_text().replace("crop_seconds: 5.0", f"corpus: {small_corpus.root}")
+    corpora = f"corpus: [{{corpus: {small_corpus.root}}}, {{corpus: {licensed}}}]"
+    text = config.read_text().replace("crop_seconds: 5.0", corpora)
     config.write_text(text.replace("logmel: {kind: kmeans}", "tokens: {kind: codec}"))
     done = export(run, tmp_path / "out")
     assert done.returncode == 0, done.stderr
@@ -88,6 +95,8 @@ def test_the_card_tells_of_the_corpus_and_of_a_codec(
     hours = small_corpus.seconds("train") / 3600
     assert f"Trained on {hours:,.4g} hours of audio in 16 clips" in card
     assert small_corpus.fingerprint[:12] in card
+    assert "Say here what music it is" in card
+    assert "Licences, as given when it was prepared: CC BY 4.0 (0.025 h), unknown (0.01 h)." in card
     assert "Its targets were tokens of EnCodec 24 kHz." in card
 
 
