@@ -7,7 +7,6 @@ is heard.
 """
 
 import fcntl
-import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -20,13 +19,12 @@ import aiohttp
 import fsspec
 
 from etude.data.errors import DataError, InputError
-from etude.data.files import published, write_bytes
+from etude.data.files import file_sha256, write_bytes
 from etude.data.retry import with_retries
 from etude.data.shards import INDEX_NAME, MEMBERS_NAME, Corpus, check_members, parse_index
 
 Result = TypeVar("Result")
 
-_CHUNK = 1 << 20
 _TRIES = 5
 _FIRST_WAIT = 0.5
 _GIVEN_UP_SECONDS = 60.0
@@ -135,9 +133,9 @@ def open_remote(url: str, cache: Cache) -> Corpus:
 
 def _read(url: str) -> bytes:
     def read() -> bytes:
-        with fsspec.open(url, "rb") as file:
-            content: bytes = file.read()
-            return content
+        system, name = fsspec.core.url_to_fs(url)
+        content: bytes = system.cat_file(name)
+        return content
 
     try:
         return _retried(read)
@@ -151,18 +149,19 @@ def _retried(action: Callable[[], Result]) -> Result:
 
 
 def _download(url: str, path: Path, size: int, sha256: str) -> None:
-    digest, held = hashlib.sha256(), 0
-    with fsspec.open(url, "rb") as source, published(path) as out:
-        while chunk := source.read(_CHUNK):
-            out.write(chunk)
-            digest.update(chunk)
-            held += len(chunk)
-        if (held, digest.hexdigest()) != (size, sha256):
-            # Inside: what is not the indexed file is never published.
+    system, name = fsspec.core.url_to_fs(url)
+    temporary = path.with_name(path.name + ".part")
+    try:
+        system.get_file(name, str(temporary))
+        found = (temporary.stat().st_size, file_sha256(temporary))
+        if found != (size, sha256):
             raise OSError(
-                f"{held} bytes with sha256 {digest.hexdigest()[:12]}, but the index says {size} "
-                f"and {sha256[:12]}"
+                f"{found[0]} bytes with sha256 {found[1][:12]}, but the index says {size} and "
+                f"{sha256[:12]}"
             )
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _is_there(path: Path, size: int) -> bool:

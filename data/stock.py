@@ -69,7 +69,7 @@ class StockRead:
     def _samples(self) -> Iterator[dict[str, Any]]:
         return iter(
             webdataset.DataPipeline(
-                self._urls(),
+                self._urls,
                 webdataset.tarfile_to_samples(handler=webdataset.warn_and_continue),
                 webdataset.shuffle(_BUFFER, rng=random.Random(self._plan.seed)),
             )

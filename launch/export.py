@@ -145,14 +145,21 @@ def _card_facts(checkpoint: Path, out: Path, *, probe: Path | None) -> "CardFact
         audio_hours=hours,
         context_seconds=data.get("crop_seconds") if isinstance(data, dict) else None,
         config_yaml=text,
-        corpus=_describe_corpus(data.get("corpus") if isinstance(data, dict) else None),
+        corpora=_describe_corpora(data),
         notes=_notes(config),
         probes=() if probed is None else probed.rows,
     )
 
 
+def _describe_corpora(data: object) -> tuple[str, ...]:
+    """What the corpora's indices say, where they are still there."""
+    given = data.get("corpus") if isinstance(data, dict) else None
+    several = given if isinstance(given, list) else [{"corpus": given}]
+    places = [corpus.get("corpus") for corpus in several if isinstance(corpus, dict)]
+    return tuple(said for place in places if (said := _describe_corpus(place)))
+
+
 def _describe_corpus(place: object) -> str | None:
-    """What the corpus' index says, where it is still there; licences are its owner's to know."""
     from etude.data.shards import open_corpus
 
     try:
@@ -160,11 +167,15 @@ def _describe_corpus(place: object) -> str | None:
     except InputError:
         return None
     hours = {split: corpus.seconds(split) / 3600 for split in ("train", "valid")}
-    return (
-        f"Trained on {hours['train']:,.4g} hours of audio in {len(corpus.split('train')):,} clips, "
-        f"and {hours['valid']:,.4g} hours were held out (corpus {corpus.fingerprint[:12]}). Say "
-        "here what music it is and under which licences it came."
+    told = (
+        f"Trained on {hours['train']:,.4g} hours of audio in {corpus.clips('train'):,} clips, and "
+        f"{hours['valid']:,.4g} hours were held out (corpus {corpus.fingerprint[:12]})."
     )
+    if not corpus.licences:  # its owner's to know
+        return f"{told} Say here what music it is and under which licences it came."
+    shares = sorted(corpus.licences.items(), key=lambda item: -item[1])
+    licences = ", ".join(f"{name} ({seconds / 3600:,.4g} h)" for name, seconds in shares)
+    return f"{told} Licences, as given when it was prepared: {licences}."
 
 
 def _notes(config: dict[str, Any] | None) -> tuple[str, ...]:

@@ -36,8 +36,8 @@ class CardFacts:
     config_yaml: str | None = None
     """Resolved configuration of the run."""
 
-    corpus: str | None = None
-    """A sentence on the audio it was trained on."""
+    corpora: Sequence[str] = ()
+    """Of each corpus it was trained on, a few sentences on its audio."""
 
     notes: Sequence[str] = ()
     """Further sentences that whoever publishes the model has to know."""
@@ -101,13 +101,13 @@ def model_card(config: EncoderConfig, facts: CardFacts, *, format: Format, param
         f"`hidden_states[{config.layers}]` the output of the last"
         f"{_last_layer(config, format)}.\n",
     ]
-    if sentences := [*([facts.corpus] if facts.corpus else []), *facts.notes]:
+    if sentences := [*facts.corpora, *facts.notes]:
         sections += ["## Data and targets\n", "\n\n".join(sentences) + "\n"]
     if facts.probes:
         sections += [
-            "## Frozen features, probed\n",
-            "Test accuracy of a linear classifier on frozen features, its 95 % interval, and the "
-            "layer that held-out data chose.\n",
+            "## Which layer for what: frozen features, probed\n",
+            "Test accuracy of a linear classifier on the frozen features of one layer, its 95 % "
+            "interval, and the layer that held-out data chose for the task.\n",
             markdown_table(facts.probes),
         ]
     if facts.config_yaml is not None:

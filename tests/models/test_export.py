@@ -586,7 +586,7 @@ def test_the_card_says_how_much_was_heard_and_how_to_use_it(
         audio_hours=1.75,
         context_seconds=5.0,
         config_yaml="seed: 1337\n",
-        corpus="Trained on 3 hours.",
+        corpora=["Trained on 3 hours."],
         notes=["Mind the codec."],
         probes=[["test accuracy", "key"], ["small", "0.50 [0.40, 0.60] (layer 1)"]],
     )
