@@ -26,6 +26,8 @@ _CHECKSUM = re.compile(rb"[0-7]{6}\0 ")
 _OCTAL = re.compile(rb" *[0-7]+[ \0]*")
 _REGULAR = (b"0", b"\0")
 _PAX_LIMIT = 1 << 20
+_MEMBER_LIMIT = 1 << 30
+"""Bytes of a member, which is held in memory: an hour of audio has 200 MB."""
 
 
 @final
@@ -83,7 +85,7 @@ def walk_pairs(path: Path, observe: Callable[[bytes], object] = len) -> Iterator
     for member in walk_members(path, observe):
         key, _, extension = member.name.partition(".")
         if audio is None:
-            if extension != "flac" or not key:
+            if extension != "flac" or not key or key.startswith("/"):
                 _refuse(
                     path,
                     member.offset,
@@ -138,6 +140,8 @@ class _Walk:
                 break
             kind, size = self._check(header, at)
             padded = -(-size // BLOCK) * BLOCK
+            if size > _MEMBER_LIMIT:
+                _refuse(self.path, at, f"a member of {size} bytes; no clip has more than 2^30")
             if at + BLOCK + padded > self.total:
                 _refuse(self.path, at, f"a member of {size} bytes reaches past the end of the file")
             if kind == b"x":

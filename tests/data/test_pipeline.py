@@ -1,6 +1,7 @@
 """From positions to batches: the same crops for any workers, ranks, resumptions and damage."""
 
 import dataclasses
+import errno
 import multiprocessing
 import os
 import shutil
@@ -238,6 +239,45 @@ def test_each_damaged_clip_is_reported_by_name(
     assert record.levelname == "WARNING"
     assert split.key(plan.crop(4).clip) in record.getMessage()
     assert shard_of(split, plan.crop(4).clip).name in record.getMessage()
+
+
+@pytest.mark.parametrize("fault", ["cut", "gone"])
+def test_a_shard_that_is_lost_while_training_costs_its_own_clips_alone(
+    copied: Corpus, small_corpus: Corpus, fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    split = copied.split("train")
+    plan = plan_of(split)
+    shard = shard_of(split, plan.crop(0).clip)
+    if fault == "cut":
+        os.truncate(shard, 1024)
+    else:
+        shard.unlink()
+    lost = {clip for clip in range(len(split)) if shard_of(split, clip) == shard}
+    batches = take(plan)
+    whole = rows(take(plan_of(small_corpus.split("train"))))
+    for (position, waveform), (_, expected) in zip(rows(batches), whole, strict=True):
+        assert torch.equal(waveform, expected) != (plan.crop(position).clip in lost)
+    assert sum(int(batch.skipped) for batch in batches) >= len(lost)
+    # Two epochs and more, but each clip is named once.
+    named = [record.getMessage() for record in caplog.records]
+    assert len(named) == len(lost) and len(set(named)) == len(lost)
+    assert all(shard.name in message for message in named)
+
+
+def test_a_disk_that_fails_now_and_then_is_asked_again(
+    small_corpus: Corpus, monkeypatch: pytest.MonkeyPatch, straight: list[AudioBatch]
+) -> None:
+    real, calls = os.pread, count()
+
+    def flaky(descriptor: int, size: int, offset: int) -> bytes:
+        if next(calls) % 3 < 2:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(descriptor, size, offset)
+
+    monkeypatch.setattr(os, "pread", flaky)
+    monkeypatch.setattr("etude.data.shards._FIRST_WAIT", 0.001)
+    assert same(take(plan_of(small_corpus.split("train")), batches=4), straight[:4])
+    assert next(calls) > 20
 
 
 @pytest.mark.parametrize("workers", [0, 2])

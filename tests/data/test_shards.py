@@ -207,6 +207,8 @@ def make_tar(path, names, *, format=tarfile.USTAR_FORMAT, kind=tarfile.REGTYPE):
         (["a.flac", "b.flac", "a.json", "b.json"], "where the JSON of 'a.flac' should be"),
         (["a.v1.flac", "a.v1.json"], "where a KEY.flac should begin"),
         ([".flac", ".json"], "where a KEY.flac should begin"),
+        (["/etc/a.flac", "/etc/a.json"], "where a KEY.flac should begin"),
+        (["../a.flac", "../a.json"], "where a KEY.flac should begin"),
     ],
 )
 def test_samples_that_are_not_adjacent_unique_pairs_are_refused(tmp_path, names, message):
@@ -231,3 +233,23 @@ def test_links_garbage_and_data_after_the_end_are_refused(tmp_path):
     for path in (link, garbage, trailing, empty):
         with pytest.raises(DataError, match=path.name):
             walk(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "message"),
+    [
+        (tarfile.REGTYPE, 1 << 31, "no clip has more than 2\\^30"),
+        (tarfile.XHDTYPE, 1 << 24, "an extended header of 16777216 bytes"),
+    ],
+)
+def test_a_member_that_would_fill_the_memory_is_refused_by_its_header(
+    tmp_path, kind, size, message
+):
+    member = tarfile.TarInfo("a.flac")
+    member.size, member.type = size, kind
+    path = tmp_path / "huge.tar"
+    with path.open("wb") as file:  # holes: as large as it says, without a disk that large
+        file.write(member.tobuf(tarfile.USTAR_FORMAT))
+        file.truncate(size + 4 * BLOCK)
+    with pytest.raises(DataError, match=message):
+        walk(path)
