@@ -10,26 +10,30 @@ A folder counts as a checkpoint only if every file of its manifest is there with
         engine/                             what continuing exactly needs: weights and optimizer
         trainer.json                        the update and the corpus' fingerprint
         manifest.json                       every file with its size and sha256
+        manifest.sha256                     and that one's
 """
 
 import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from etude.data.files import file_sha256
 from etude.models.encoder import Encoder
 from etude.models.weights import save_encoder
-from etude.pretrain.distributed import World, barrier
+from etude.pretrain.distributed import World, all_succeeded, barrier
 from etude.pretrain.engine import Engine
-from etude.pretrain.errors import CheckpointError
+from etude.pretrain.errors import CheckpointError, StorageError
 
 _log = logging.getLogger(__name__)
 
 _MANIFEST = "manifest.json"
+_MANIFEST_HASH = "manifest.sha256"
 _TRAINER = "trainer.json"
 _ENGINE = "engine"
 
@@ -49,17 +53,19 @@ class Checkpoints:
     def save(
         self, step: int, *, engine: Engine, encoder: Encoder, state: Mapping[str, Any]
     ) -> Path:
-        """Publishes a checkpoint; every rank calls it and returns when it is published."""
+        """Publishes a checkpoint; every rank calls it and returns when it is published.
+
+        :raises StorageError: on every rank, if one of them could not write its part.
+        """
         final = self.folder / f"step-{step:08d}"
         draft = final.with_suffix(".tmp")
-        if self._world.is_main:
+
+        def begin() -> None:
             if draft.exists():
                 shutil.rmtree(draft)  # of a run that was killed while saving
             (draft / _ENGINE).mkdir(parents=True)
-        barrier()
-        engine.save(draft / _ENGINE)
-        barrier()
-        if self._world.is_main:
+
+        def finish() -> None:
             save_encoder(encoder, draft)
             (draft / _TRAINER).write_text(json.dumps({"step": step, **state}, indent=2))
             _write_manifest(draft)
@@ -67,10 +73,48 @@ class Checkpoints:
                 shutil.rmtree(final)  # the same step again, or a damaged one
             draft.rename(final)
             _sync(self.folder)
-            _write_durably(self.folder / "latest", final.name + "\n")
+
+        self._together(begin, draft, main_alone=True)
+        self._together(lambda: engine.save(draft / _ENGINE), draft)
+        self._together(finish, draft, main_alone=True)
+        if self._world.is_main:
+            # The checkpoint is there, whatever happens now.
+            try:
+                _write_durably(self.folder / "latest", final.name + "\n")
+            except OSError as error:
+                _log.warning("could not write %s: %s", self.folder / "latest", error)
             self._prune(final)
         barrier()
         return final
+
+    def _together(
+        self, action: Callable[[], None], draft: Path, *, main_alone: bool = False
+    ) -> None:
+        """Runs a part of saving on every rank, or on the main one while the others wait.
+
+        A rank that fails must not leave the others waiting for it: all learn of it and give up.
+        """
+        failure: Exception | None = None
+        if self._world.is_main or not main_alone:
+            try:
+                action()
+            except (OSError, RuntimeError, SafetensorError) as error:
+                # torch and safetensors say in their own ways what the disk said to them.
+                failure = error
+        if all_succeeded(failure is None, self._world.device):
+            return
+        if self._world.is_main:
+            shutil.rmtree(draft, ignore_errors=True)  # room for others; it was never published
+        newest = self._newest_published()
+        kept = f"{newest} is the newest checkpoint" if newest else "there is no checkpoint yet"
+        cause = "another rank could not write" if failure is None else str(failure)
+        raise StorageError(
+            f"{draft.with_suffix('')} could not be saved: {cause}. {kept}. Make room on the disk "
+            f"of {self.folder} or mend it, and run the same command again."
+        ) from failure
+
+    def _newest_published(self) -> Path | None:
+        return max(self.folder.glob("step-????????"), default=None)
 
     def newest_valid(self) -> tuple[Path, dict[str, Any]] | None:
         """The newest checkpoint that is whole, with its state; ``None`` where there never was one.
@@ -117,10 +161,15 @@ def step_of(path: Path) -> int:
 def find_damage(path: Path) -> str | None:
     """What is wrong with a checkpoint folder, or ``None`` if it is whole."""
     try:
-        manifest = json.loads((path / _MANIFEST).read_text())
-        files: dict[str, dict[str, Any]] = manifest["files"]
+        if (path / _MANIFEST_HASH).read_bytes() != _hash_line(path / _MANIFEST):
+            return f"{_MANIFEST} and {_MANIFEST_HASH} do not belong together"
+        files: dict[str, dict[str, Any]] = json.loads((path / _MANIFEST).read_text())["files"]
     except (OSError, ValueError, KeyError) as error:
         return f"{_MANIFEST} cannot be read: {error}"
+    known = {*files, _MANIFEST, _MANIFEST_HASH}
+    found = {str(file.relative_to(path)) for file in path.rglob("*") if not file.is_dir()}
+    if strange := sorted(found - known):
+        return f"{strange[0]} does not belong to it"
     for name, expected in files.items():
         file = path / name
         if not file.is_file():
@@ -141,6 +190,11 @@ def _write_manifest(folder: Path) -> None:
             "sha256": file_sha256(path),
         }
     _write_durably(folder / _MANIFEST, json.dumps({"format": 1, "files": files}, indent=1))
+    _write_durably(folder / _MANIFEST_HASH, _hash_line(folder / _MANIFEST).decode())
+
+
+def _hash_line(path: Path) -> bytes:
+    return f"{file_sha256(path)}\n".encode()
 
 
 def _write_durably(path: Path, text: str) -> None:

@@ -92,6 +92,15 @@ def sum_over_ranks(tensors: Iterable[Tensor]) -> list[Tensor]:
     return [piece.view(part.shape) for piece, part in zip(split, parts, strict=True)]
 
 
+def all_succeeded(success: bool, device: torch.device) -> bool:
+    """Whether every rank says so; every rank calls it and gets the same answer."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return success
+    failures = torch.tensor(float(not success), device=device)
+    dist.all_reduce(failures)
+    return not bool(failures)
+
+
 def barrier() -> None:
     """Waits for all ranks."""
     if dist.is_initialized() and dist.get_world_size() > 1:

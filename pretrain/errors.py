@@ -42,3 +42,9 @@ class LostRankError(Exception):
     """Another rank or the launcher died or hung."""
 
     exit_status = 76
+
+
+class StorageError(Exception):
+    """A disk is full or fails; what was published before is whole."""
+
+    exit_status = 77

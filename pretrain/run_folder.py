@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from etude.data.files import json_bytes, write_bytes
 from etude.pretrain.config import Config
@@ -50,7 +51,7 @@ class RunFolder:
         if not self._config.is_file():
             return
         content = parse_yaml(self._config.read_text(), str(self._config))
-        old = dict(flatten(content["config"]))
+        old = dict(flatten(_with_new_defaults(content["config"])))
         new = dict(flatten(as_values(config)))
         different = [
             f"{key} (was {old.get(key)!r}, now {new.get(key)!r})"
@@ -86,6 +87,14 @@ class RunFolder:
         }
         if self.path.is_dir():
             write_bytes(self._exit, json_bytes(content))
+
+
+def _with_new_defaults(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings of an earlier version, with the defaults of those that did not exist then."""
+    try:
+        return as_values(Config.model_validate_json(json.dumps(values)))
+    except ValidationError:
+        return values  # some are gone by now: compared as they are, and refused by name
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
