@@ -42,6 +42,7 @@ from etude.pretrain.targets.cqt import CqtTarget
 from etude.pretrain.targets.kmeans import KmeansTarget
 from etude.pretrain.targets.teacher import TeacherTarget
 from etude.pretrain.trainer import Trainer
+from etude.pretrain.watchdog import Watchdog
 
 _log = logging.getLogger(__name__)
 
@@ -91,7 +92,9 @@ def build_engine(objective: nn.Module, config: Config, world: World, share: Batc
     return DeepSpeedEngine(objective, config, settings, world)
 
 
-def train(config: Config, inputs: Inputs, world: World, folder: RunFolder) -> Trainer:
+def train(
+    config: Config, inputs: Inputs, world: World, folder: RunFolder, watchdog: Watchdog
+) -> Trainer:
     """Trains to the end of the run, continuing where its folder stopped; returns the trainer."""
     checkpoints = Checkpoints(folder.checkpoints, keep=config.checkpoint.keep, world=world)
     found = checkpoints.newest_valid()
@@ -131,9 +134,10 @@ def train(config: Config, inputs: Inputs, world: World, folder: RunFolder) -> Tr
                 stock=config.data.reader == "webdataset",
             ),
             schedule=_build_schedule(config),
-            hooks=_hooks(config, inputs, engine, objective, saver, world, folder),
+            hooks=_hooks(config, inputs, engine, objective, saver, world, folder, watchdog),
             saver=saver,
             stop=stop,
+            watchdog=watchdog,
             seed=config.seed,
             rank=world.rank,
             step=step,
@@ -169,12 +173,13 @@ def _hooks(
     saver: SaveCheckpoints,
     world: World,
     folder: RunFolder,
+    watchdog: Watchdog,
 ) -> list[Hook]:
     hooks: list[Hook] = []
     health, last = config.health, config.train.max_steps
     if inputs.valid is not None:
         measure = partial(
-            _validate, engine, inputs.valid, config.data.max_valid_crops, inputs.share
+            _validate, engine, inputs.valid, config.data.max_valid_crops, inputs.share, watchdog
         )
         every = config.logging.valid_every_steps
         hooks.append(Validate(measure, every=every, max_steps=last))
@@ -192,11 +197,14 @@ def _hooks(
     return hooks
 
 
-def _validate(engine: Engine, plan: Plan, crops: int, share: BatchShare) -> dict[str, float]:
+def _validate(
+    engine: Engine, plan: Plan, crops: int, share: BatchShare, watchdog: Watchdog
+) -> dict[str, float]:
     sums = MetricSums()
     for batch in held_out_batches(
         plan, crops=crops, micro_batch=share.micro_batch, rank=share.rank, ranks=share.ranks
     ):
+        watchdog.at("validation")
         sums.add(engine.evaluate(batch).metrics)
     sums.replace(sum_over_ranks(sums.tensors()))
     return sums.results()

@@ -267,6 +267,9 @@ class TrainConfig(Section):
     max_skipped_updates: Natural = 10
     """Updates with a non-finite gradient in a row before the run stops (status 4)."""
 
+    hang_seconds: Positive = 600.0
+    """A rank that makes no progress for so long ends the run (status 76), and says why it waits."""
+
 
 class OptimConfig(Section):
     """AdamW (fairseq's ``adam`` is decoupled too, on all parameters) with warm-up and decay."""

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-COLLECTIVE_TIMEOUT = timedelta(minutes=10)
-"""How long a rank waits for the others before it gives up."""
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+"""How long a rank waits for the others before it gives up; ``train.hang_seconds`` comes before."""
 
 
 @dataclass(frozen=True)

@@ -39,9 +39,16 @@ class PreemptedError(Exception):
 
 
 class LostRankError(Exception):
-    """Another rank or the launcher died or hung."""
+    """Another rank died, stopped or failed.
+
+    :param rank: which.
+    """
 
     exit_status = 76
+
+    def __init__(self, message: str, *, rank: int) -> None:
+        super().__init__(message)
+        self.rank = rank
 
 
 class StorageError(Exception):

@@ -28,7 +28,7 @@ def follow_launchers() -> None:
 def _watch(launchers: list[tuple[int, str]]) -> None:
     while True:
         for pid, started in launchers:
-            if _start_time(pid) != started:
+            if start_time(pid) != started:
                 _log.warning("the launcher (process %d) is gone: stopping", pid)
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
@@ -47,14 +47,15 @@ def _launchers_above() -> list[tuple[int, str]]:
             break
         if not any(name in command for name in _LAUNCHERS):
             break
-        started = _start_time(pid)
+        started = start_time(pid)
         if started is not None:
             found.append((pid, started))
         pid = parent
     return found
 
 
-def _start_time(pid: int) -> str | None:
+def start_time(pid: int) -> str | None:
+    """When a process of this machine began, as the kernel has it; ``None`` if it is gone."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

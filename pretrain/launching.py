@@ -12,11 +12,13 @@ from etude.pretrain.checkpoint import find_damage, step_of
 from etude.pretrain.config import Config
 from etude.pretrain.distributed import World, complete_environment, current_world
 from etude.pretrain.dry_run import describe_run
-from etude.pretrain.errors import CollapseError
+from etude.pretrain.errors import CollapseError, LostRankError
 from etude.pretrain.inputs import Inputs, check_inputs
 from etude.pretrain.label_check import check_labels
 from etude.pretrain.run_folder import RunFolder
 from etude.pretrain.stop import ignore_signals
+from etude.pretrain.trainer import Trainer
+from etude.pretrain.watchdog import Watchdog
 
 _log = logging.getLogger("etude")
 
@@ -41,11 +43,15 @@ def train_run(config: Config) -> int:
     for note in inputs.notes:
         _log.warning("%s", note)
     code, reason, step = 1, "failed", 0
+    rank = world.rank
     collapse: CollapseError | None = None
     try:
         for line in check_labels(config, inputs):
             _log.info("labels: %s", line)
-        trainer = train(config, inputs, world, folder)
+        with Watchdog(
+            folder, rank=world.rank, ranks=world.size, limit=config.train.hang_seconds
+        ) as watchdog:
+            trainer = _watched(config, inputs, world, folder, watchdog)
         code, reason, step = 0, "done", trainer.step
     except KeyboardInterrupt:
         code, reason = 75, "interrupted before the first update: nothing to save"
@@ -53,10 +59,11 @@ def train_run(config: Config) -> int:
     except Exception as error:
         code, reason = getattr(error, "exit_status", 1), str(error) or type(error).__name__
         collapse = error if isinstance(error, CollapseError) else None
+        rank = error.rank if isinstance(error, LostRankError) else world.rank
         raise
     finally:
         ignore_signals()  # a launcher signals all ranks as soon as one of them is gone
-        if world.is_main:
+        if world.is_main or rank == 0:  # if rank 0 is lost, another has to say so
             newest = (
                 _newest_checkpoint(folder, trusted=code in (0, 75))
                 if collapse is None
@@ -66,7 +73,7 @@ def train_run(config: Config) -> int:
                 code=code,
                 reason=reason,
                 step=step or (0 if newest is None else step_of(newest)),
-                rank=world.rank,
+                rank=rank,
                 checkpoint=newest,
             )
         if dist.is_initialized() and code in (0, 75):
@@ -74,6 +81,20 @@ def train_run(config: Config) -> int:
     if world.is_main:
         print(f"done: {step} updates, run folder {folder.path}", flush=True)
     return 0
+
+
+def _watched(
+    config: Config, inputs: Inputs, world: World, folder: RunFolder, watchdog: Watchdog
+) -> Trainer:
+    """Trains; where a collective broke because another rank is gone, that is the error."""
+    try:
+        return train(config, inputs, world, folder, watchdog)
+    except Exception as error:
+        if world.size > 1 and not hasattr(error, "exit_status"):
+            if (lost := watchdog.lost_rank()) is not None:
+                raise LostRankError(f"{lost[1]}.", rank=lost[0]) from error
+        watchdog.failed(str(error) or type(error).__name__)
+        raise
 
 
 def _prepare(config: Config) -> tuple[World, Inputs, RunFolder]:

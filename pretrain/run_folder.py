@@ -18,6 +18,7 @@ from etude.pretrain.errors import ConfigError
 _MAY_DIFFER = (
     "train.max_steps",
     "train.micro_batch",
+    "train.hang_seconds",
     "data.workers",
     "data.cache",
     "data.cache_gb",

@@ -35,6 +35,10 @@ class StopRequest:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if error is not None:
+            # A launcher signals all ranks as soon as one of them fails: the failure is to be told.
+            ignore_signals()
+            return
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 

@@ -22,6 +22,7 @@ from etude.pretrain.objective import Objective
 from etude.pretrain.random import seed_dropout
 from etude.pretrain.schedules import Schedule
 from etude.pretrain.stop import StopRequest
+from etude.pretrain.watchdog import Watchdog
 
 _FEW_CROPS = 1000
 """Skipped clips are judged as a share of no fewer crops than these: one in ten is no verdict."""
@@ -47,6 +48,7 @@ class Trainer:
         hooks: Sequence[Hook],
         saver: SaveCheckpoints,
         stop: StopRequest,
+        watchdog: Watchdog,
         seed: int,
         rank: int,
         step: int,
@@ -70,6 +72,7 @@ class Trainer:
         self._hooks = hooks
         self._saver = saver
         self._stop = stop
+        self._watchdog = watchdog
         self._seed = seed
         self._rank = rank
         self._max_steps = max_steps
@@ -99,11 +102,13 @@ class Trainer:
             self._start_interval()
             while self.step < self._max_steps:
                 self._one_update()
+                self._watchdog.at("after the update")
                 for hook in self._hooks:
                     hook.step_end(self)
                 if self.step % self._log_every == 0 or self._reported:
                     self._log()
                 # After the log: a run that continues from here does not write this line again.
+                self._watchdog.at("saving")
                 self._saver.step_end(self)
                 if self._stop.agreed() and self.step < self._max_steps:
                     self._saver.save(self)
@@ -121,14 +126,17 @@ class Trainer:
 
     def _one_update(self) -> None:
         for micro_batch in range(self._micro_batches):
+            self._watchdog.at("data", self.step)
             waiting = time.perf_counter()
             batch = next(self._batches)
             self._data_seconds += time.perf_counter() - waiting
+            self._watchdog.at("forward and backward")
             seed_dropout(self._seed, self.step, micro_batch, self._rank)
             output = self.engine.accumulate(batch)
             self._sums.add(output.metrics)
             self._sums.add({"data/skipped": Mean(batch.skipped.double(), torch.ones(()))})
         lr = self._schedule(self.step)
+        self._watchdog.at("update")
         result = self.engine.update(lr)
         if result.skipped:
             self.skipped_updates += 1

@@ -30,9 +30,7 @@ def test_the_same_settings_and_those_that_may_differ_continue(folder: RunFolder)
 
 
 def test_others_are_refused_with_the_list(folder: RunFolder) -> None:
-    with pytest.raises(
-        ConfigError, match=r"optim\.lr \(was 0\.001, now 0\.5\); seed \(was 0, now 1"
-    ):
+    with pytest.raises(ConfigError, match=r"optim\.lr \(was 0\.001, now 0\.5\); seed"):
         folder.check_config(config("seed=1", "optim.lr=0.5"))
 
 
