@@ -1,0 +1,299 @@
+"""Runs are killed again and again, and must end as if nothing had been.
+
+    python tests/campaigns/chain_kill.py [--kills 100] [--seed S] [--ranks 1 2]
+
+A MERT-like and a music2vec-like run, tiny but real: plain python or torchrun, DeepSpeed, shards, a
+checkpoint every few updates. Every process of a run dies of SIGKILL at a random instant: while it
+starts, trains, validates or saves. The same command is given again until the run is done; then the
+next run begins, until all kills are used. With `--ranks 1 2` every start draws how many there are.
+
+Every line of metrics that was ever written must be that of a run which was left alone: bit for bit
+with one rank, to 1e-6 once another number has taken part (without dropout, which every rank draws
+for itself). No start may fail, and none may lose more than the updates since the last checkpoint.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+TRAIN = ROOT / "launch" / "train.py"
+UPDATES, EVERY = 60, 4
+BIN = Path(sys.executable).parent
+
+TINY = {
+    "sample_rate": 16_000,
+    "conv_dims": [16] * 7,
+    "dim": 32,
+    "ffn_dim": 48,
+    "heads": 4,
+    "layers": 2,
+    "position_kernel": 16,
+    "position_groups": 4,
+    "layer_drop": 0.1,
+}
+PARADIGMS: dict[str, dict[str, Any]] = {
+    "mert": {
+        "model": TINY,
+        "objective": {
+            "targets": {"cqt": {"kind": "cqt", "bins": 24, "bins_per_octave": 12, "fmin": 220.0}},
+            "mixture": {"prob": 0.5, "group": 2, "min_seconds": 0.2, "max_seconds": 0.5},
+        },
+        "deepspeed": {"zero_optimization": {"stage": 0}},
+    },
+    "music2vec": {
+        "model": {**TINY, "conv_norm": "layer"},
+        "objective": {
+            "targets": {
+                "teacher": {
+                    "kind": "teacher",
+                    "top_layers": 2,
+                    "decay": 0.9,
+                    "end_decay": 0.99,
+                    "anneal_steps": 50,
+                }
+            },
+            "mask": {"prob": 0.5, "span_frames": 5},
+        },
+    },
+}
+
+
+@dataclass
+class Tally:
+    """What a campaign saw."""
+
+    kills: int = 0
+    starts: int = 0
+    runs: int = 0
+    in_start: int = 0
+    """Kills before the first update of a start."""
+    in_save: int = 0
+    """Kills that left a draft of a checkpoint."""
+    changes: int = 0
+    """Starts with another number of ranks than the one before."""
+    compared: int = 0
+    """Lines of metrics."""
+    repeated: int = 0
+    """Most updates that one kill made a run repeat."""
+    mistakes: list[str] = field(default_factory=list)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1])
+    parser.add_argument("--paradigms", nargs="+", default=list(PARADIGMS), choices=list(PARADIGMS))
+    options = parser.parse_args()
+    failed = False
+    with tempfile.TemporaryDirectory() as folder:
+        corpus = make_corpus(Path(folder))
+        for number, name in enumerate(options.paradigms):
+            count = len(options.paradigms)
+            kills = options.kills // count + (number < options.kills % count)
+            dropout = 0.1 if set(options.ranks) == {1} else 0.0
+            recipe = write_recipe(Path(folder), name, corpus, dropout=dropout)
+            tally = campaign(recipe, kills, options.ranks, random.Random(options.seed + number))
+            print(f"{name}: {describe(tally)}", flush=True)
+            for mistake in tally.mistakes:
+                print(f"  {mistake}")
+            failed = failed or bool(tally.mistakes)
+    return 1 if failed else 0
+
+
+def describe(tally: Tally) -> str:
+    return (
+        f"{tally.kills} kills ({tally.in_start} before the first update of a start, "
+        f"{tally.in_save} while saving) in {tally.starts} starts of {tally.runs} runs, "
+        f"{tally.changes} changes of ranks; {tally.compared} lines compared, at most "
+        f"{tally.repeated} updates repeated; {len(tally.mistakes)} mistakes"
+    )
+
+
+def campaign(recipe: Path, kills: int, ranks: list[int], generator: random.Random) -> Tally:
+    """Kills runs of a recipe, ``kills`` times in all."""
+    alone = recipe.with_name(f"{recipe.stem}-alone")
+    began = time.monotonic()
+    done = start(recipe, alone, 1)
+    said = done.communicate()[1]
+    if done.returncode:
+        raise SystemExit(f"the run that is left alone failed: {said}")
+    seconds = time.monotonic() - began
+    reference = {line["step"]: line for line in lines(alone)}
+    tally = Tally()
+    while tally.kills < kills:
+        run = recipe.with_name(f"{recipe.stem}-{tally.runs}")
+        tally.runs += 1
+        kill_one_run(recipe, run, seconds, reference, kills, ranks, generator, tally)
+    return tally
+
+
+def kill_one_run(
+    recipe: Path,
+    run: Path,
+    seconds: float,
+    reference: dict[int, dict[str, Any]],
+    kills: int,
+    ranks: list[int],
+    generator: random.Random,
+    tally: Tally,
+) -> None:
+    """Starts and kills one run until it is done or the kills are used up; then it may end."""
+    mixed, before, reached = False, None, 0
+    while True:
+        size = generator.choice(ranks)
+        mixed = mixed or size != 1
+        tally.changes += before is not None and size != before
+        before = size
+        tally.starts += 1
+        process = start(recipe, run, size)
+        killed = tally.kills < kills
+        if killed:
+            # Some early, most anywhere in what a start and the rest of the run take.
+            limit = 0.4 * seconds if generator.random() < 0.2 else seconds
+            killed = wait_or_kill(process, generator.uniform(0.1, limit))
+        said = process.communicate()[1]
+        written = list(lines(run))
+        compare(written, reference, mixed, run, tally)
+        last = written[-1]["step"] if written else 0
+        if not killed:
+            if process.returncode:
+                tally.mistakes.append(f"{run.name}: start {tally.starts} failed: {said[-2000:]}")
+                return
+            if [line["step"] for line in written] != list(range(1, UPDATES + 1)):
+                tally.mistakes.append(f"{run.name}: lines are missing or double")
+            return
+        tally.kills += 1
+        tally.in_start += last <= reached
+        drafts = list(run.glob("checkpoints/*.tmp"))
+        tally.in_save += bool(drafts)
+        saved = max((int(p.name[5:]) for p in run.glob("checkpoints/step-????????")), default=0)
+        tally.repeated = max(tally.repeated, last - saved)
+        if last - saved > EVERY:
+            tally.mistakes.append(f"{run.name}: update {last} reached, but only {saved} is saved")
+        reached = last
+
+
+def wait_or_kill(process: "subprocess.Popen[str]", seconds: float) -> bool:
+    """Whether it had to be killed: it and all that it started."""
+    try:
+        process.wait(seconds)
+        return False
+    except subprocess.TimeoutExpired:
+        family = [process.pid, *descendants(process.pid)]
+        for pid in family:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        return True
+
+
+def descendants(pid: int) -> Iterator[int]:
+    """Processes below ``pid``; stopped first, so that none begins another meanwhile."""
+    try:
+        os.kill(pid, signal.SIGSTOP)
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+        children = [int(c) for task in tasks for c in (task / "children").read_text().split()]
+    except (OSError, ProcessLookupError):
+        return
+    for child in children:
+        yield child
+        yield from descendants(child)
+
+
+def compare(
+    written: list[dict[str, Any]],
+    reference: dict[int, dict[str, Any]],
+    mixed: bool,
+    run: Path,
+    tally: Tally,
+) -> None:
+    for line in written:
+        tally.compared += 1
+        expected = reference[line["step"]]
+        for key, value in expected.items():
+            if key.startswith("perf/"):
+                continue
+            got = line.get(key)
+            near = got is not None and abs(got - value) <= 1e-6 * max(abs(value), 1e-9)
+            if got != value and not (mixed and near):
+                tally.mistakes.append(f"{run.name}: {key} of update {line['step']}: {got}, {value}")
+                return
+
+
+def lines(run: Path) -> Iterator[dict[str, Any]]:
+    """Whole lines of a run's metrics; a kill may tear the last one."""
+    path = run / "metrics.jsonl"
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            return
+
+
+def start(recipe: Path, run: Path, ranks: int) -> "subprocess.Popen[str]":
+    launcher = [sys.executable]
+    if ranks > 1:
+        launcher = [str(BIN / "torchrun"), "--standalone", "--nproc_per_node", str(ranks)]
+    return subprocess.Popen(
+        [*launcher, str(TRAIN), str(recipe), f"run.dir={run}"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+
+
+def write_recipe(folder: Path, name: str, corpus: Path, *, dropout: float) -> Path:
+    values = {
+        "run": {"dir": str(folder / "unused")},
+        "seed": 5,
+        "data": {"corpus": str(corpus), "crop_seconds": 1.0, "workers": 1},
+        "train": {
+            "max_steps": UPDATES,
+            "global_batch": 4,
+            "micro_batch": 2,
+            "precision": "fp32",
+        },
+        "optim": {"lr": 1e-3, "warmup_steps": 5},
+        "checkpoint": {"every_steps": EVERY},
+        "logging": {"every_steps": 1, "valid_every_steps": 6, "tensorboard": False},
+        "health": {"every_steps": 0, "min_target_std": 0.0, "min_prediction_std": 0.0},
+        **PARADIGMS[name],
+    }
+    kinds = ("dropout", "attention_dropout", "projection_dropout")
+    values["model"] = {**values["model"], **dict.fromkeys(kinds, dropout)}
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    return path
+
+
+def make_corpus(folder: Path) -> Path:
+    from etude.data.demo.files import write_demo_files
+    from etude.data.prepare import PrepareSettings, prepare
+
+    music = folder / "music"
+    music.mkdir()
+    write_demo_files(music, minutes=3.0, seed=0, workers=1)
+    settings = PrepareSettings(sample_rate=16_000, clip_seconds=5.0, min_seconds=3.0, shard_mb=1.0)
+    prepare([music], folder / "corpus", settings, workers=0, say=lambda message: None)
+    return folder / "corpus"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
