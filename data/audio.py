@@ -5,10 +5,11 @@ open_audio         any file, read in blocks, so that ten hours need no more memo
 to_mono, Resampler, quantise     the way from a user's file to a clip
 """
 
+import hashlib
 import importlib
 import importlib.util
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, final
@@ -18,7 +19,10 @@ import numpy.typing as npt
 import soundfile
 import soxr
 
+from etude.data.containers.flac import read_streaminfo
+from etude.data.containers.promise import Part, PartFile, Promise
 from etude.data.errors import DataError
+from etude.data.tags import skip_id3
 
 Samples = npt.NDArray[np.float32]
 
@@ -27,8 +31,11 @@ BLOCK_FRAMES = 1 << 18
 
 _FULL_SCALE = 32768.0
 
-_PYAV_EXTENSIONS = {".aac", ".wma", ".ape", ".wv", ".mpc"}
-"""What libsndfile cannot read; files with an MP4 header are known by their content."""
+_MP3_SLACK_SECONDS = 0.1
+_PYAV_SLACK_SECONDS = 0.1
+
+_RATES = range(1000, 1_000_001)
+"""Hertz; the resampler would ask for any amount of memory beyond."""
 
 
 def decode(
@@ -103,11 +110,16 @@ class Resampler:
 
 @final
 class Undecodable(Exception):
-    """A decoder gave up; ``damaged`` if it is sure that bytes are wrong and not just missing."""
+    """A decoder gave up.
 
-    def __init__(self, message: str, *, damaged: bool = False) -> None:
+    ``damaged``: it is sure that bytes are wrong and not just missing. ``foreign``: the file holds
+    something else, such as a video without sound.
+    """
+
+    def __init__(self, message: str, *, damaged: bool = False, foreign: bool = False) -> None:
         super().__init__(message)
         self.damaged = damaged
+        self.foreign = foreign
 
 
 @final
@@ -120,28 +132,22 @@ class AudioFile:
     container: str
     """Upper-case name of the format found by content: WAV, FLAC, OGG, MP3, M4A."""
     declared_frames: int | None
-    """What the header promises as libsndfile understands it; None where it does not say."""
+    """What the header promises as its decoder understands it; None where it does not say."""
+    slack_frames: int
+    """Frames less than that are no loss: where a decoder counts its delay, or an editor did not."""
     blocks: Iterator[Samples]
     """Frames (T, C) float32, BLOCK_FRAMES at a time; may raise Undecodable."""
 
 
-def open_audio(file: BinaryIO, path: Path) -> AudioFile:
+def open_audio(file: BinaryIO, path: Path, promise: Promise) -> AudioFile:
     """Opens a file by its content; Undecodable where no decoder recognises it."""
-    head = file.read(12)
-    file.seek(0)
-    if head[4:8] == b"ftyp":
-        return _open_with_pyav(path)
-    try:
-        sound = soundfile.SoundFile(file)
-    except soundfile.LibsndfileError as error:
-        if path.suffix.lower() in _PYAV_EXTENSIONS:
-            return _open_with_pyav(path)
-        raise Undecodable(str(error.error_string)) from error
-    # A stream without a length (FLAC from a pipe) shows up as the largest count there is.
-    declared = sound.frames if sound.frames < 1 << 48 else None
-    return AudioFile(
-        sound.samplerate, sound.channels, sound.format, declared, _soundfile_blocks(sound)
-    )
+    if promise.demuxer is not None:
+        audio = _open_with_pyav(file, path, promise)
+    else:
+        audio = _open_with_libsndfile(file, promise)
+    if audio.sample_rate not in _RATES:
+        raise Undecodable(f"a sample rate of {audio.sample_rate} Hz", damaged=True)
+    return audio
 
 
 def pyav_installed() -> bool:
@@ -149,46 +155,146 @@ def pyav_installed() -> bool:
     return importlib.util.find_spec("av") is not None
 
 
-def _soundfile_blocks(sound: soundfile.SoundFile) -> Iterator[Samples]:
-    with sound:
-        short = False
-        while True:
-            try:
-                block: Samples = sound.read(BLOCK_FRAMES, dtype="float32", always_2d=True)
-            except soundfile.LibsndfileError as error:
-                raise Undecodable(str(error.error_string)) from error
-            if not len(block):
-                return
-            if short:
-                # Over a damaged Ogg page libsndfile returns fewer frames, and then the last ones
-                # again.
-                raise Undecodable("a hole in the stream", damaged=True)
-            short = len(block) < BLOCK_FRAMES
+def _open_with_libsndfile(file: BinaryIO, promise: Promise) -> AudioFile:
+    # By content alone: soundfile takes a file object whose name ends in `.raw` for raw samples.
+    whole = Part(b"", 0, file.seek(0, io.SEEK_END))
+    sounds = [_open_sound(PartFile(file, part)) for part in promise.parts or (whole,)]
+    first = sounds[0]
+    if any(
+        (sound.samplerate, sound.channels) != (first.samplerate, first.channels) for sound in sounds
+    ):
+        raise Undecodable("several streams in one, of different rates or channels", damaged=True)
+    # A stream without a length (FLAC from a pipe) shows up as the largest count there is.
+    declared = sum(sound.frames for sound in sounds)
+    slack = round(_MP3_SLACK_SECONDS * first.samplerate) if first.format == "MP3" else 0
+    return AudioFile(
+        first.samplerate,
+        first.channels,
+        first.format,
+        declared if declared < 1 << 48 and promise.frames_are_known else None,
+        slack,
+        _blocks_of_all(sounds, file, promise.parts),
+    )
+
+
+def _open_sound(file: PartFile) -> soundfile.SoundFile:
+    try:
+        sound = soundfile.SoundFile(file)
+    except soundfile.LibsndfileError as error:
+        raise Undecodable(str(error.error_string)) from error
+    # soundfile seeks to where it is after every read, and after a seek an MP3's decoder lacks the
+    # bits that its frames left in earlier ones: at 48 kbit/s a third of full scale was wrong for a
+    # frame or two, at the beginning of every block.
+    sound.seekable = lambda: False
+    return sound
+
+
+def _blocks_of_all(
+    sounds: Sequence[soundfile.SoundFile], file: BinaryIO, parts: Sequence[Part]
+) -> Iterator[Samples]:
+    md5 = _Md5.of(file, parts[0] if parts else None) if sounds[0].format == "FLAC" else None
+    for sound in sounds:
+        with sound:
+            yield from _soundfile_blocks(sound, md5)
+
+
+def _soundfile_blocks(sound: soundfile.SoundFile, md5: "_Md5 | None") -> Iterator[Samples]:
+    left = sound.frames
+    most = max(1, 2 * BLOCK_FRAMES // max(2, sound.channels))  # 1024 channels would be 1 GiB
+    while left:
+        # Never more than there is: a FLAC decoder would stumble over a tag behind its last frame.
+        frames = min(most, left)
+        try:
+            if md5 is not None:
+                block = md5.floats(sound.read(frames, dtype=md5.dtype, always_2d=True))
+            else:
+                block = sound.read(frames, dtype="float32", always_2d=True)
+        except soundfile.LibsndfileError as error:
+            raise Undecodable(str(error.error_string)) from error
+        left -= len(block)
+        if len(block):
             yield block
+        if len(block) < frames:
+            break
+    if md5 is not None:
+        md5.check()
 
 
-def _open_with_pyav(path: Path) -> AudioFile:
+@final
+class _Md5:
+    """The checksum that a FLAC file holds of its samples; libsndfile does not look at it."""
+
+    def __init__(self, wanted: bytes, bits: int) -> None:
+        self._wanted = wanted
+        self._bits = bits
+        self._digest = hashlib.md5(usedforsecurity=False)
+        self.dtype = "int16" if bits <= 16 else "int32"
+        """What to ask libsndfile for: it sets the bits of a sample from the top."""
+
+    @classmethod
+    def of(cls, file: BinaryIO, part: Part | None) -> "_Md5 | None":
+        """None where the encoder left it out."""
+        if part is None:
+            position = file.tell()
+            file.seek(skip_id3(file, 0))
+            head = file.read(42)
+            file.seek(position)
+        else:
+            head = part.head
+        info = read_streaminfo(head)
+        return cls(info.md5, info.bits) if info is not None and any(info.md5) else None
+
+    def floats(self, block_TC: npt.NDArray[np.int16] | npt.NDArray[np.int32]) -> Samples:
+        """What libsndfile would have given as float32: exact up to 24 bits."""
+        width = 8 * block_TC.itemsize
+        if self._bits == 16:
+            self._digest.update(block_TC.astype("<i2", copy=False).data)
+        else:
+            little = (block_TC >> width - self._bits).astype(f"<i{block_TC.itemsize}")
+            octets = little.view(np.uint8).reshape(-1, block_TC.itemsize)
+            self._digest.update(octets[:, : (self._bits + 7) // 8].tobytes())
+        return block_TC.astype(np.float32) * np.float32(2.0 ** (1 - width))
+
+    def check(self) -> None:
+        """After the last block."""
+        if self._digest.digest() != self._wanted:
+            raise Undecodable("the samples do not have the MD5 that the file states", damaged=True)
+
+
+def _open_with_pyav(file: BinaryIO, path: Path, promise: Promise) -> AudioFile:
     if not pyav_installed():
         raise ModuleNotFoundError(f"{path.suffix} files need PyAV: pip install av", name="av")
     av = importlib.import_module("av")
+    file.seek(0)
     try:
-        container = av.open(str(path))
+        # By name: FFmpeg's own guess may take a text for a playlist, and fetch what it lists.
+        # Titles need not be UTF-8, and nobody reads them here.
+        container = av.open(file, format=promise.demuxer, metadata_errors="replace")
     except av.FFmpegError as error:
         raise Undecodable(str(error)) from error
     if not container.streams.audio:
         container.close()
-        raise Undecodable("no audio stream inside")
+        raise Undecodable("no audio stream inside", foreign=True)
     stream = container.streams.audio[0]
+    declared = None
+    if promise.frames_are_known and stream.duration is not None:
+        declared = int(stream.duration * stream.time_base * stream.rate)
 
     def blocks() -> Iterator[Samples]:
-        to_float = av.AudioResampler(format="fltp", layout=stream.layout, rate=stream.rate)
+        to_float = av.AudioResampler(
+            format="fltp", layout=stream.layout, rate=stream.rate, frame_size=BLOCK_FRAMES
+        )
         with container:
             try:
                 for frame in container.decode(stream):
                     for converted in to_float.resample(frame):
                         yield np.ascontiguousarray(converted.to_ndarray().T, dtype=np.float32)
+                for converted in to_float.resample(None):
+                    yield np.ascontiguousarray(converted.to_ndarray().T, dtype=np.float32)
             except av.FFmpegError as error:
-                raise Undecodable(str(error)) from error
+                raise Undecodable(str(error), damaged=promise.complete) from error
 
-    name = "M4A" if "mp4" in container.format.name else container.format.name.upper()
-    return AudioFile(int(stream.rate), int(stream.channels), name, None, blocks())
+    name = "M4A" if promise.demuxer == "mov" else str(promise.demuxer).upper()
+    rate = int(stream.rate)
+    slack = round(_PYAV_SLACK_SECONDS * rate)
+    return AudioFile(rate, int(stream.channels), name, declared, slack, blocks())

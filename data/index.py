@@ -9,7 +9,8 @@ import hashlib
 import io
 import json
 import zlib
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
@@ -19,6 +20,7 @@ import numpy.typing as npt
 
 from etude.data.errors import DataError
 from etude.data.files import json_bytes, write_bytes
+from etude.data.metadata import licence_of
 from etude.data.shards import (
     FORMAT,
     INDEX_NAME,
@@ -34,6 +36,9 @@ from etude.data.tar import Pair, walk_pairs
 _STREAMINFO_END = 26
 """Bytes of a FLAC file up to and including its rate, channels, width and length."""
 
+UNKNOWN_LICENCE = "unknown"
+"""Stands in the index for the clips without a licence, where others have one."""
+
 
 @final
 @dataclass(frozen=True)
@@ -43,6 +48,8 @@ class ShardScan:
     shard: Shard
     members: npt.NDArray[np.void]
     tracks: tuple[str, ...]
+    licences: Counter[str | None]
+    """Samples of audio per licence in the clips' metadata; None for those without one."""
 
 
 def scan_shard(path: Path, split: str, sample_rate: int) -> ShardScan:
@@ -50,8 +57,9 @@ def scan_shard(path: Path, split: str, sample_rate: int) -> ShardScan:
     digest = hashlib.sha256()
     rows: list[tuple[int, ...]] = []
     tracks: list[str] = []
+    licences: Counter[str | None] = Counter()
     for pair in walk_pairs(path, digest.update):
-        num_samples, track = _check_sample(path, pair, sample_rate)
+        num_samples, track, licence = _check_sample(path, pair, sample_rate)
         audio, metadata = pair.audio, pair.metadata
         rows.append(
             (
@@ -67,6 +75,7 @@ def scan_shard(path: Path, split: str, sample_rate: int) -> ShardScan:
             )
         )
         tracks.append(track)
+        licences[licence] += num_samples
     members = np.array(rows, dtype=MEMBER)
     shard = Shard(
         file=path.name,
@@ -76,7 +85,21 @@ def scan_shard(path: Path, split: str, sample_rate: int) -> ShardScan:
         bytes=path.stat().st_size,
         sha256=digest.hexdigest(),
     )
-    return ShardScan(shard, members, tuple(tracks))
+    return ShardScan(shard, members, tuple(tracks), licences)
+
+
+def seconds_per_licence(scans: Sequence[ShardScan], sample_rate: int) -> dict[str, float]:
+    """Seconds of audio per licence, by name; empty where no clip has one.
+
+    Clips without one count under :data:`UNKNOWN_LICENCE`.
+    """
+    samples = sum((scan.licences for scan in scans), Counter[str | None]())
+    if not any(samples):
+        return {}
+    named: Counter[str] = Counter()
+    for licence, number in samples.items():
+        named[licence or UNKNOWN_LICENCE] += number
+    return {name: named[name] / sample_rate for name in sorted(named)}
 
 
 def write_index(
@@ -103,12 +126,16 @@ def write_index(
         "fingerprint": fingerprint(sample_rate, shards, members.tobytes()),
         "shards": [asdict(shard) for shard in shards],
     }
+    licences = seconds_per_licence(ordered, sample_rate)
+    if licences:
+        content["licences"] = licences
     write_bytes(root / INDEX_NAME, json_bytes(content))
 
 
 def verify(root: Path, progress: Callable[[str], None] = lambda message: None) -> Corpus:
     """Reads every byte of a corpus and compares it with its index."""
     corpus = open_corpus(root)
+    scans = []
     for shard in corpus.shards:
         scan = scan_shard(root / shard.file, shard.split, corpus.sample_rate)
         if scan.shard != shard:
@@ -117,12 +144,18 @@ def verify(root: Path, progress: Callable[[str], None] = lambda message: None) -
                 f"one in {INDEX_NAME} "
                 f"({shard.sha256[:12]}). Copy the shard again from where it was made."
             )
+        scans.append(scan)
         progress(f"{shard.file}: {shard.samples} clips, as indexed")
+    if seconds_per_licence(scans, corpus.sample_rate) != corpus.licences:
+        raise DataError(
+            f"{root / INDEX_NAME}: its seconds per licence are not those of the clips. Copy it "
+            f"again from where the corpus was made."
+        )
     return corpus
 
 
-def _check_sample(path: Path, pair: Pair, sample_rate: int) -> tuple[int, str]:
-    """Length and track of a sample, after comparing its FLAC header with its JSON."""
+def _check_sample(path: Path, pair: Pair, sample_rate: int) -> tuple[int, str, str | None]:
+    """Length, track and licence of a sample, after comparing its FLAC header with its JSON."""
     flac = pair.audio.content[:_STREAMINFO_END]
     if len(flac) < _STREAMINFO_END or flac[:4] != b"fLaC":
         raise DataError(
@@ -144,6 +177,7 @@ def _check_sample(path: Path, pair: Pair, sample_rate: int) -> tuple[int, str]:
             "num_samples": int(metadata["num_samples"]),
         }
         track = str(metadata["track"])
+        licence = licence_of(metadata.get("metadata"))
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{path}: member {pair.metadata.name} is not the JSON of a clip ({error!r}). Prepare "
@@ -155,4 +189,4 @@ def _check_sample(path: Path, pair: Pair, sample_rate: int) -> tuple[int, str]:
             f"rate is {sample_rate}. "
             f"Prepare the corpus again."
         )
-    return found["num_samples"], track
+    return found["num_samples"], track, licence

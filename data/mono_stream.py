@@ -12,11 +12,9 @@ import numpy as np
 import soxr
 
 from etude.data.audio import AudioFile, Samples, Undecodable, open_audio, to_mono
-from etude.data.headers import mp3_frames_are_counted, read_promise, recognised
+from etude.data.containers.headers import read_promise, recognised
 from etude.data.prepare_track import Unusable
 from etude.data.sources import Source
-
-_MP3_SLACK_SECONDS = 0.1
 
 
 def mono_blocks(source: Source, sample_rate: int) -> Iterator[Samples]:
@@ -32,16 +30,15 @@ def mono_blocks(source: Source, sample_rate: int) -> Iterator[Samples]:
             head = file.read(12)
             file.seek(0)
             promise = read_promise(file, source.size)
-            if promise.truncated:
-                raise Unusable("truncated", promise.truncated)
+            if promise.broken:
+                raise Unusable(promise.broken.reason, promise.broken.detail)
             try:
-                audio = open_audio(file, source.path)
+                audio = open_audio(file, source.path, promise)
             except Undecodable as error:
-                raise Unusable(
-                    "corrupt" if recognised(head) else "not_audio", str(error)
-                ) from error
+                audible = not error.foreign and (recognised(head) or error.damaged)
+                raise Unusable("corrupt" if audible else "not_audio", str(error)) from error
             try:
-                yield from _resampled(audio, source, sample_rate)
+                yield from _resampled(audio, sample_rate)
             except Undecodable as error:
                 # A decoder that starves at the end of the file was given a cut file.
                 if file.tell() >= source.size and not error.damaged:
@@ -53,17 +50,17 @@ def mono_blocks(source: Source, sample_rate: int) -> Iterator[Samples]:
         raise Unusable("unreadable", str(error)) from error
 
 
-def _resampled(audio: AudioFile, source: Source, sample_rate: int) -> Iterator[Samples]:
+def _resampled(audio: AudioFile, sample_rate: int) -> Iterator[Samples]:
     if audio.sample_rate == sample_rate:
-        yield from _mono(audio, source)
+        yield from _mono(audio)
         return
     stream = soxr.ResampleStream(audio.sample_rate, sample_rate, 1, dtype="float32", quality="VHQ")
-    for mono in _mono(audio, source):
+    for mono in _mono(audio):
         yield stream.resample_chunk(mono)
     yield stream.resample_chunk(np.zeros(0, np.float32), last=True)
 
 
-def _mono(audio: AudioFile, source: Source) -> Iterator[Samples]:
+def _mono(audio: AudioFile) -> Iterator[Samples]:
     frames = 0
     for block in audio.blocks:
         if not np.isfinite(block).all():
@@ -75,10 +72,6 @@ def _mono(audio: AudioFile, source: Source) -> Iterator[Samples]:
     declared = audio.declared_frames
     if declared is None:
         return
-    text = f"{frames} of the {declared} frames that the header promises"
-    if audio.container == "MP3":
-        missing = declared - frames
-        if missing > _MP3_SLACK_SECONDS * audio.sample_rate and mp3_frames_are_counted(source.path):
-            raise Unusable("truncated", text)
-    elif frames < declared:
+    if frames < declared - audio.slack_frames:
+        text = f"{frames} of the {declared} frames that the header promises"
         raise Unusable("corrupt", text)

@@ -1,77 +1,67 @@
 """Files -> shards: the stages of `launch/prepare.py`, in order.
 
-    scan      find audio files, by name and by content              sources.py
+    scan      find audio files, by name and by content               sources.py
+    match     rows of --metadata to tracks                           metadata.py
+    join      the other ranks of the same launch, where there are    prepare_ranks.py
+    begin     or continue, or refuse                                 prepare_start.py
+    estimate  how much audio, how much disk                          prepare_estimate.py
     pack      each file -> encoded clips in DIR/.work, in parallel   prepare_track.py
-    plan      drop duplicates, split by track, fill shards           prepare_shards.py
-    write     tars, one after the other; work files are released
+    plan      drop duplicates, split by artist, fill shards          prepare_splits.py
+    write     tars, one after the other; work files are released     prepare_shards.py
     index     read the tars back, strictly                           index.py
     report    report.json, and index.json last of all                prepare_report.py
 
 Each stage is a pure function of the sources and the settings, and leaves whole files behind or
-none: an interrupted run continues, and ends with the same bytes as one that was left alone.
+none: an interrupted run continues, and ends with the same bytes as one that was left alone. So
+several ranks can share the work: each packs its part of the sources, all plan the same shards from
+the records of all, each writes its part of the shards, and rank 0 reads them back.
 """
 
 import errno
-import fcntl
 import functools
-import json
+import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import NoReturn, final
 
 from etude.data.errors import DataError, InputError
 from etude.data.files import json_bytes, write_bytes
-from etude.data.index import scan_shard, write_index
-from etude.data.prepare_report import Report, describe, describe_findings, report_path
+from etude.data.groups import check_group_by
+from etude.data.index import ShardScan, scan_shard, write_index
+from etude.data.metadata import describe_match, read_table, with_metadata
+from etude.data.prepare_estimate import describe_estimate, estimate
+from etude.data.prepare_ranks import Peers, Place, describe_ranks, joined
+from etude.data.prepare_report import describe, describe_findings, make_report, report_path
+from etude.data.prepare_settings import PrepareSettings, check_settings
 from etude.data.prepare_shards import (
+    Release,
     ShardPlan,
-    assign_splits,
     drop_duplicates,
     plan_shards,
-    release_clips,
     write_shard,
 )
+from etude.data.prepare_splits import assign_splits, describe_groups, groups_of
+from etude.data.prepare_start import SETTINGS_NAME, WORK_NAME, begin, beginning
 from etude.data.prepare_track import (
     Track,
     TrackSettings,
     clips_path,
     pack_track,
     read_record,
+    record_path,
     skipped_track,
     write_record,
 )
 from etude.data.prepare_workers import map_unordered
 from etude.data.progress import Progress
-from etude.data.shards import INDEX_NAME, Corpus, open_corpus
-from etude.data.sources import Finding, Scan, Source, scan_sources
+from etude.data.shards import Corpus, open_corpus
+from etude.data.sources import Scan, Source, scan_sources
 
-_SETTINGS_NAME = ".prepare.json"
-_WORK_NAME = ".work"
-
-
-@final
-@dataclass(frozen=True)
-class PrepareSettings:
-    """What decides the bytes of a corpus, beside its sources."""
-
-    sample_rate: int = 24000
-    """Hertz; 24 kHz is MERT's rate, music2vec and data2vec use 16 kHz."""
-    clip_seconds: float = 30.0
-    """Length of a clip; the last one of a track is what remains."""
-    min_seconds: float = 5.0
-    """Shortest clip, and shortest file that is not skipped as too_short."""
-    shard_mb: float = 256.0
-    """Upper bound of a shard, in 10^6 bytes."""
-    valid_fraction: float = 0.1
-    """Share of the audio that is held out; at least one track, 0 for none."""
-    max_valid_hours: float = 10.0
-    """Upper bound of what is held out: more makes validation slower, not better."""
-    seed: int = 0
-    """Decides which tracks are held out."""
+_SHARDS_FOR_A_POOL = 16
+"""From so many on they are read back by workers, whose start takes a second."""
 
 
 @final
@@ -87,19 +77,44 @@ def prepare(
     settings: PrepareSettings,
     *,
     workers: int,
+    metadata: Path | None = None,
+    place: Place | None = None,
+    patience_seconds: float = 1800.0,
     say: Callable[[str], None] = print,
-) -> Corpus:
-    """Packs all audio under ``roots`` into a corpus in ``out``."""
-    _check_settings(settings)
+) -> Corpus | None:
+    """Packs all audio under ``roots`` into a corpus in ``out``; None in all ranks but 0.
+
+    :param workers: processes of this rank; 0 works in this one.
+    :param metadata: a table about the tracks (metadata.py).
+    :param place: which of how many ranks this is; the only one, if None.
+    :param patience_seconds: how long a rank waits for others while nothing moves.
+    :raises InputError: for what cannot be done as asked, before anything is written.
+    :raises DataError: if no file is usable, or the disk gives back something else.
+    :raises StorageFull: if the corpus does not fit.
+    :raises LaunchBroken: if another rank failed or is gone.
+    """
+    place = place or Place()
+    check_settings(settings)
+    table = None if metadata is None else read_table(metadata)
+    check_group_by(settings.group_by, table)
     scan = scan_sources(roots, outside=out)
+    if table is not None:
+        scan = with_metadata(scan, table)
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file, but --out names the folder that takes the corpus.")
+    key = hashlib.sha256(json_bytes(beginning(settings, scan))).hexdigest()
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with _locked(out):
-            if not _start(out, settings, scan, say):
-                return open_corpus(out)
-            return _prepare(scan, out, settings, workers, say)
+        with joined(out, place, patience_seconds) as peers:
+            if not peers.begin(key, lambda: begin(out, settings, scan, say)):
+                peers.leave()
+                return open_corpus(out) if place.rank == 0 else None
+            if place.rank == 0:
+                if table is not None:
+                    say(describe_match(scan, table))
+                expected = estimate(scan.sources, settings, ranks=place.count)
+                say(describe_estimate(expected, out))
+            return _Job(scan, out, settings, workers, peers, say).run()
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageFull(
@@ -114,197 +129,161 @@ def prepare(
         raise
 
 
-def _prepare(
-    scan: Scan, out: Path, settings: PrepareSettings, workers: int, say: Callable[[str], None]
-) -> Corpus:
-    work = out / _WORK_NAME
-    work.mkdir(exist_ok=True)
-    tracks = _pack_all(scan.sources, settings, work, workers)
-    usable = [track for track in tracks if track.skipped is None]
-    kept, copies = drop_duplicates(usable)
-    report = _report(scan, tracks, copies, len(kept))
-    write_bytes(report_path(out), json_bytes(report.as_json()))
-    if not kept:
-        shutil.rmtree(work)
-        (out / _SETTINGS_NAME).unlink()
-        found = "\n".join(describe_findings(report.skipped)) or "    no audio files"
-        raise DataError(
-            f"no usable audio: {report.found} audio files found, all skipped (reasons below; "
-            f"every file is in {report_path(out)}). Give other sources, or lower --min-seconds "
-            f"if they are too short.\n{found}"
-        )
-    for track in tracks:
-        if track.id in copies:
-            clips_path(work, track.id).unlink(missing_ok=True)
-    splits = assign_splits(
-        kept,
-        valid_fraction=settings.valid_fraction,
-        valid_samples_limit=round(settings.max_valid_hours * 3600 * settings.sample_rate),
-        seed=settings.seed,
-    )
-    plans = plan_shards(kept, splits, shard_bytes=round(settings.shard_mb * 1e6))
-    _write_all(plans, out, work)
-    corpus = _index(plans, out, settings)
-    shutil.rmtree(work)
-    say(describe(corpus, report))
-    return corpus
+@final
+@dataclass(frozen=True)
+class _Job:
+    """The work of one rank, once it is clear that there is any."""
 
+    scan: Scan
+    out: Path
+    settings: PrepareSettings
+    workers: int
+    peers: Peers
+    say: Callable[[str], None]
 
-def _start(out: Path, settings: PrepareSettings, scan: Scan, say: Callable[[str], None]) -> bool:
-    """Whether there is work to do; clears what an interrupted run made of other sources."""
-    path = out / _SETTINGS_NAME
-    wanted: dict[str, Any] = asdict(settings)
-    finished = (out / INDEX_NAME).is_file()
-    if not path.is_file():
-        strangers = sorted(file.name for file in out.glob("*.tar"))
-        if finished or strangers:
-            raise InputError(
-                f"{out}: holds a corpus or tars ({', '.join([INDEX_NAME][:finished] + strangers)}) "
-                f"that this command did not begin. Choose an empty --out."
-            )
-    else:
-        before = json.loads(path.read_bytes())
-        differing = [
-            f"{name} was {before['settings'].get(name)}, now {value}"
-            for name, value in wanted.items()
-            if before["settings"].get(name) != value
-        ]
-        same_sources = before["sources"] == scan.fingerprint()
-        if finished and not same_sources:
-            differing.append(
-                f"the sources were {before['files']} audio files, now {len(scan.sources)}"
-                + (" of other size or date" if before["files"] == len(scan.sources) else "")
-            )
-        if differing:
-            raise InputError(
-                f"{out}: was prepared with other settings: {'; '.join(differing)}. Choose another "
-                f"--out, or delete this folder first."
-            )
-        if finished:
-            shutil.rmtree(out / _WORK_NAME, ignore_errors=True)  # killed between index and cleanup
-            say(f"{out} is complete, with these sources and settings: nothing to do.")
-            return False
-        if same_sources:
-            say(f"continuing the unfinished corpus in {out}")
-            return True
-        say(f"the sources changed since {out} was begun: starting over")
-        shutil.rmtree(out / _WORK_NAME, ignore_errors=True)
-        for split in ("train", "valid"):
-            for shard in out.glob(f"{split}-*.tar"):
-                shard.unlink()
-    beginning = {
-        "settings": wanted,
-        "sources": scan.fingerprint(),
-        "files": len(scan.sources),
-    }
-    write_bytes(path, json_bytes(beginning))
-    return True
+    @property
+    def work(self) -> Path:
+        return self.out / WORK_NAME
 
-
-def _pack_all(
-    sources: Sequence[Source], settings: PrepareSettings, work: Path, workers: int
-) -> list[Track]:
-    """The records of all sources in their order, however many processes made them."""
-    track_settings = TrackSettings(
-        settings.sample_rate, settings.clip_seconds, settings.min_seconds
-    )
-    done: dict[str, Track] = {}
-    for source in sources:
-        record = read_record(work, source.id)
-        if record is not None:
-            done[source.id] = record
-    progress = Progress("packing", len(sources), unit="file")
-    progress.advance_to(len(done))
-
-    def crashed(source: Source) -> Track:
-        track = skipped_track(source, "corrupt", "the decoder crashed on this file")
-        write_record(work, track)
-        return track
-
-    for track in map_unordered(
-        functools.partial(pack_track, settings=track_settings, work=work),
-        [source for source in sources if source.id not in done],
-        workers=workers,
-        crashed=crashed,
-        decoder_log=work / "decoder.log",
-    ):
-        done[track.id] = track
-        progress.advance()
-    return [done[source.id] for source in sources]
-
-
-def _write_all(plans: Sequence[ShardPlan], out: Path, work: Path) -> None:
-    progress = Progress("writing", len(plans), unit="shard")
-    for number, plan in enumerate(plans):
-        if not (out / plan.file).is_file():
-            write_shard(plan, out, work)
-        release_clips(plans, number + 1, work)
-        progress.advance()
-
-
-def _index(plans: Sequence[ShardPlan], out: Path, settings: PrepareSettings) -> Corpus:
-    progress = Progress("reading back", len(plans), unit="shard")
-    scans = []
-    for plan in plans:
-        scan = scan_shard(out / plan.file, plan.split, settings.sample_rate)
-        if scan.shard.samples != len(plan.clips):
+    def run(self) -> Corpus | None:
+        main = self.peers.place.rank == 0
+        self.work.mkdir(exist_ok=True)
+        tracks = self._pack_all()
+        kept, copies = drop_duplicates([track for track in tracks if track.skipped is None])
+        report = make_report(self.scan, tracks, copies, len(kept))
+        if main:
+            write_bytes(report_path(self.out), json_bytes(report.as_json()))
+            for track_id in copies:
+                clips_path(self.work, track_id).unlink(missing_ok=True)
+        if not kept:
+            self.peers.leave()
+            if not main:
+                return None
+            shutil.rmtree(self.work)
+            (self.out / SETTINGS_NAME).unlink()
+            found = "\n".join(describe_findings(report.skipped)) or "    no audio files"
             raise DataError(
-                f"{out / plan.file}: {scan.shard.samples} clips, but {len(plan.clips)} were "
-                f"written. The disk lost data: check it, delete {out} and prepare again."
+                f"no usable audio: {report.found} audio files found, all skipped (reasons below; "
+                f"every file is in {report_path(self.out)}). Give other sources, or lower "
+                f"--min-seconds if they are too short.\n{found}"
             )
-        scans.append(scan)
-        progress.advance()
-    write_index(out, scans, sample_rate=settings.sample_rate, clip_seconds=settings.clip_seconds)
-    return open_corpus(out)
-
-
-def _report(scan: Scan, tracks: Sequence[Track], copies: dict[str, str], packed: int) -> Report:
-    skipped = list(scan.skipped)
-    noted: list[Finding] = []
-    for track in tracks:
-        if track.skipped is not None:
-            skipped.append(track.skipped)
-        elif track.id in copies:
-            same = f"the same audio as {copies[track.id]}"
-            skipped.append(Finding(track.name, "duplicate", same))
-        else:
-            noted.extend(track.notes)
-    skipped.sort(key=lambda finding: finding.file)
-    found = len(scan.sources) + len(scan.skipped)
-    return Report(found, packed, scan.other_files, tuple(skipped), tuple(noted))
-
-
-def _check_settings(settings: PrepareSettings) -> None:
-    if not 4000 <= settings.sample_rate <= 192000:
-        raise InputError(
-            f"--sample-rate must be between 4000 and 192000 Hz, but is {settings.sample_rate}."
+        groups = groups_of(kept)
+        splits = assign_splits(
+            groups,
+            valid_fraction=self.settings.valid_fraction,
+            valid_samples_limit=round(
+                self.settings.max_valid_hours * 3600 * self.settings.sample_rate
+            ),
+            seed=self.settings.seed,
         )
-    if not 0 < settings.min_seconds <= settings.clip_seconds <= 3600:
-        raise InputError(
-            f"--clip-seconds must be at least --min-seconds and at most 3600, and both above 0, "
-            f"but they are {settings.clip_seconds:g} and {settings.min_seconds:g}."
+        plans = plan_shards(kept, splits, shard_bytes=round(self.settings.shard_mb * 1e6))
+        self._write_all(plans)
+        if not main:
+            self.peers.leave()
+            return None
+        corpus = self._index(plans)
+        self.peers.leave()
+        shutil.rmtree(self.work)
+        self.say(describe(corpus, report, describe_groups(groups, splits, self.settings.group_by)))
+        return corpus
+
+    def _pack_all(self) -> list[Track]:
+        """The records of all sources in their order, however many processes made them."""
+        settings = TrackSettings(
+            self.settings.sample_rate,
+            self.settings.clip_seconds,
+            self.settings.min_seconds,
+            self.settings.group_by,
         )
-    if not settings.shard_mb > 0:
-        raise InputError(f"--shard-mb must be above 0, but is {settings.shard_mb:g}.")
-    if not 0 <= settings.valid_fraction < 1:
-        raise InputError(
-            f"--valid-fraction must be at least 0 and below 1, but is {settings.valid_fraction:g}."
+        place, sources = self.peers.place, self.scan.sources
+        mine = place.share(sources)
+        left = [source for source in mine if not record_path(self.work, source.id).is_file()]
+        progress = Progress(self.peers.label("packing"), len(mine), unit="file")
+        progress.advance_to(len(mine) - len(left))
+
+        def crashed(source: Source) -> Track:
+            track = skipped_track(source, "corrupt", "the decoder crashed on this file")
+            write_record(self.work, track)
+            return track
+
+        for _ in map_unordered(
+            functools.partial(pack_track, settings=settings, work=self.work),
+            left,
+            workers=self.workers,
+            crashed=crashed,
+            decoder_log=self.work / f"decoder-{place.rank}.log",
+        ):
+            progress.advance()
+        self._wait_for([record_path(self.work, source.id) for source in sources], "files to pack")
+        return [_record(self.work, source) for source in sources]
+
+    def _write_all(self, plans: Sequence[ShardPlan]) -> None:
+        mine = self.peers.place.share(plans)
+        progress = Progress(self.peers.label("writing"), len(mine), unit="shard")
+        release = Release(plans, self.out, self.work)
+        for plan in mine:
+            if not (self.out / plan.file).is_file():
+                write_shard(plan, self.out, self.work)
+            release.after(plan)
+            progress.advance()
+
+    def _index(self, plans: Sequence[ShardPlan]) -> Corpus:
+        self._wait_for([self.out / plan.file for plan in plans], "shards to write")
+        progress = Progress("reading back", len(plans), unit="shard")
+        clips = {plan.file: len(plan.clips) for plan in plans}
+        scans = []
+        for scan in map_unordered(
+            functools.partial(_scan, out=self.out, sample_rate=self.settings.sample_rate),
+            [(plan.file, plan.split) for plan in plans],
+            workers=self.workers if len(plans) >= _SHARDS_FOR_A_POOL else 0,
+            crashed=_scan_crashed,
+            decoder_log=self.work / "decoder-0.log",
+        ):
+            file, found = scan.shard.file, scan.shard.samples
+            if found != clips[file]:
+                raise DataError(
+                    f"{self.out / file}: {found} clips, but {clips[file]} were written. The disk "
+                    f"lost data: check it, delete {self.out} and prepare again."
+                )
+            scans.append(scan)
+            progress.advance()
+        write_index(
+            self.out,
+            scans,
+            sample_rate=self.settings.sample_rate,
+            clip_seconds=self.settings.clip_seconds,
         )
-    if not settings.max_valid_hours > 0:
-        raise InputError(
-            f"--max-valid-hours must be above 0, but is {settings.max_valid_hours:g}; "
-            f"for no valid split give --valid-fraction 0."
-        )
+        return open_corpus(self.out)
+
+    def _wait_for(self, files: Sequence[Path], what: str) -> None:
+        """Until these files of one folder, dealt to all ranks in turn, are there."""
+        names = [file.name for file in files]
+        folder, count = files[0].parent if files else self.out, self.peers.place.count
+
+        def missing() -> str:
+            there = {entry.name for entry in os.scandir(folder)}
+            left = [number for number, name in enumerate(names) if name not in there]
+            if not left:
+                return ""
+            ranks = sorted({number % count for number in left})
+            return f"{len(left)} of {len(names)} {what}, by {describe_ranks(ranks)}"
+
+        self.peers.wait(missing)
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Two commands in one folder would write the same temporary files."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise InputError(f"{folder}: another prepare is at work in this folder.") from error
-    finally:
-        os.close(descriptor)
+def _scan(shard: tuple[str, str], out: Path, sample_rate: int) -> ShardScan:
+    file, split = shard
+    return scan_shard(out / file, split, sample_rate)
+
+
+def _scan_crashed(shard: tuple[str, str]) -> NoReturn:
+    raise DataError(
+        f"{shard[0]}: the process that read it back was killed, twice. Look at the system's log "
+        f"(out of memory?), and run the same command again."
+    )
+
+
+def _record(work: Path, source: Source) -> Track:
+    track = read_record(work, source.id)
+    assert track is not None, f"the record of {source.name} was there a moment ago"
+    return track

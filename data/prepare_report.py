@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, final
 
+from etude.data.prepare_track import Track
 from etude.data.shards import Corpus
-from etude.data.sources import Finding
+from etude.data.sources import Finding, Scan
 
 _SHOWN = 3
 
@@ -36,6 +37,23 @@ class Report:
         }
 
 
+def make_report(scan: Scan, tracks: Sequence[Track], copies: dict[str, str], packed: int) -> Report:
+    """What became of all files; ``copies`` has the name of the same audio for a track's id."""
+    skipped = list(scan.skipped)
+    noted = list(scan.noted)
+    for track in tracks:
+        if track.skipped is not None:
+            skipped.append(track.skipped)
+        elif track.id in copies:
+            same = f"the same audio as {copies[track.id]}"
+            skipped.append(Finding(track.name, "duplicate", same))
+        else:
+            noted.extend(track.notes)
+    skipped.sort(key=lambda finding: finding.file)
+    found = len(scan.sources) + len(scan.skipped)
+    return Report(found, packed, scan.other_files, tuple(skipped), tuple(noted))
+
+
 def describe_findings(findings: Sequence[Finding]) -> list[str]:
     """One line per reason, the commonest first, with a few examples."""
     lines: list[str] = []
@@ -48,8 +66,8 @@ def describe_findings(findings: Sequence[Finding]) -> list[str]:
     return lines
 
 
-def describe(corpus: Corpus, report: Report) -> str:
-    """The summary at the end of a run."""
+def describe(corpus: Corpus, report: Report, groups: str) -> str:
+    """The summary at the end of a run; ``groups`` says what was held out together."""
     lines = [f"Corpus in {corpus.root} ({corpus.sample_rate} Hz, mono, 16 bit)"]
     for split in ("train", "valid"):
         shards = [shard for shard in corpus.shards if shard.split == split]
@@ -63,6 +81,11 @@ def describe(corpus: Corpus, report: Report) -> str:
         f"  files  {report.found} found, {report.packed} packed, {len(report.skipped)} skipped; "
         f"{report.other_files} other files left alone"
     )
+    lines.append(f"  split  {groups}")
+    if corpus.licences:
+        lines.append("  licences")
+        by_length = sorted(corpus.licences.items(), key=lambda item: (-item[1], item[0]))
+        lines += [f"    {_duration(seconds):>11}  {name}" for name, seconds in by_length]
     if report.skipped:
         lines += ["  skipped", *describe_findings(report.skipped)]
     if report.noted:
@@ -70,7 +93,10 @@ def describe(corpus: Corpus, report: Report) -> str:
     if report.skipped or report.noted:
         lines.append(f"  every file by name: {corpus.root / 'report.json'}")
     if not corpus.seconds("valid"):
-        lines.append("  no valid split: it needs two tracks and a --valid-fraction above 0")
+        lines.append(
+            "  no valid split: it needs two tracks of different groups (--group-by none: any two) "
+            "and a --valid-fraction above 0"
+        )
     lines.append(f"Next: python launch/train.py CONFIG data.corpus={corpus.root}")
     return "\n".join(lines)
 

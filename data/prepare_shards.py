@@ -1,22 +1,20 @@
-"""Finished tracks -> which split, which shard -> tars.
+"""Finished tracks and their splits -> which shard -> tars.
 
 The plan is a pure function of the tracks' records and the settings, so that an interrupted run
 plans the same shards again and writes only those that are missing.
 """
 
-import hashlib
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, final
+from typing import final
 
 from etude.data.errors import DataError
 from etude.data.files import published
+from etude.data.prepare_splits import SplitName
 from etude.data.prepare_track import Clip, Track, clips_path
 from etude.data.tar import BLOCK, add_member
-
-SplitName = Literal["train", "valid"]
 
 
 @final
@@ -27,29 +25,6 @@ class ShardPlan:
     file: str
     split: SplitName
     clips: tuple[tuple[Track, Clip], ...]
-
-
-def assign_splits(
-    tracks: Sequence[Track], *, valid_fraction: float, valid_samples_limit: int, seed: int
-) -> dict[str, SplitName]:
-    """Track id -> split. Whole tracks, in the order of a hash of seed and name.
-
-    Tracks go to valid until its share is as close as whole tracks come to ``valid_fraction`` of
-    the audio: at least one where there are two, never all of them.
-    """
-    splits: dict[str, SplitName] = {track.id: "train" for track in tracks}
-    if valid_fraction <= 0 or len(tracks) < 2:
-        return splits
-    drawn = sorted(tracks, key=lambda track: _draw(seed, track.name))
-    total = sum(track.num_samples for track in tracks)
-    target = min(valid_fraction * total, valid_samples_limit)
-    taken = 0
-    for number, track in enumerate(drawn[:-1]):
-        if number > 0 and taken + track.num_samples / 2 > target:
-            break
-        splits[track.id] = "valid"
-        taken += track.num_samples
-    return splits
 
 
 def drop_duplicates(tracks: Sequence[Track]) -> tuple[list[Track], dict[str, str]]:
@@ -105,15 +80,27 @@ def write_shard(plan: ShardPlan, root: Path, work: Path) -> None:
             add_member(tar, f"{clip.key}.json", metadata)
 
 
-def release_clips(plans: Sequence[ShardPlan], written: int, work: Path) -> None:
-    """Deletes the work files of tracks that lie in the first ``written`` shards altogether.
+@final
+class Release:
+    """Deletes the work files of tracks once every shard that holds a part of them is written.
 
-    Only what the last of these shards finished is looked at, so a run needs little more disk than
-    the corpus itself.
+    So a run needs little more disk than the corpus itself. The tars are asked, and not a counter:
+    other processes may write some of them, at the same time or before a run that continues.
     """
-    needed = {track.id for track, _ in plans[written].clips[:1]} if written < len(plans) else set()
-    for track_id in {track.id for track, _ in plans[written - 1].clips} - needed:
-        clips_path(work, track_id).unlink(missing_ok=True)
+
+    def __init__(self, plans: Sequence[ShardPlan], root: Path, work: Path) -> None:
+        self._root = root
+        self._work = work
+        self._shards: dict[str, list[str]] = {}
+        for plan in plans:
+            for track_id in dict.fromkeys(track.id for track, _ in plan.clips):
+                self._shards.setdefault(track_id, []).append(plan.file)
+
+    def after(self, plan: ShardPlan) -> None:
+        """Looks at the tracks of a shard that has just been written."""
+        for track_id in {track.id for track, _ in plan.clips}:
+            if all((self._root / file).is_file() for file in self._shards[track_id]):
+                clips_path(self._work, track_id).unlink(missing_ok=True)
 
 
 def _read_clip(track: Track, clip: Clip, work: Path) -> tuple[bytes, bytes]:
@@ -132,7 +119,3 @@ def _read_clip(track: Track, clip: Clip, work: Path) -> tuple[bytes, bytes]:
 
 def _in_tar(size: int) -> int:
     return BLOCK + -(-size // BLOCK) * BLOCK
-
-
-def _draw(seed: int, name: str) -> bytes:
-    return hashlib.sha256(f"{seed} ".encode() + name.encode("utf-8", "surrogateescape")).digest()

@@ -28,13 +28,9 @@ from etude.data.audio import (
     quantise,
     to_mono,
 )
+from etude.data.containers.headers import read_promise, recognised, usual_extension
 from etude.data.files import json_bytes, published, write_bytes
-from etude.data.headers import (
-    mp3_frames_are_counted,
-    read_promise,
-    recognised,
-    usual_extension,
-)
+from etude.data.groups import NO_GROUPS, group_of, tag_of
 from etude.data.sources import Finding, Source
 
 Reason = Literal[
@@ -59,7 +55,6 @@ _CANCEL_RATIO = 0.01
 """Mono energy over the channels' energy; unrelated channels give 0.5, opposite ones 0."""
 _FULL_SCALE = 0.9999
 _CLIPPED_FRACTION = 1e-3
-_MP3_SLACK_SECONDS = 0.1
 _LABELS_LIMIT = 4 << 20
 
 
@@ -71,6 +66,8 @@ class TrackSettings:
     sample_rate: int
     clip_seconds: float
     min_seconds: float
+    group_by: str = NO_GROUPS
+    """Column or tag whose value names the track's group (groups.py)."""
 
     @property
     def clip_samples(self) -> int:
@@ -106,6 +103,8 @@ class Track:
     clips: tuple[Clip, ...]
     content: str
     """sha256 of the 16-bit mono audio: equal for two copies in different containers."""
+    group: str = ""
+    """Tracks of the same one are held out together; empty for a track that stands alone."""
 
     @property
     def num_samples(self) -> int:
@@ -146,6 +145,7 @@ def read_record(work: Path, track_id: str) -> Track | None:
         notes=tuple(Finding(**note) for note in record["notes"]),
         clips=tuple(Clip(**clip) for clip in record["clips"]),
         content=record["content"],
+        group=record["group"],
     )
 
 
@@ -188,12 +188,15 @@ class _Level:
         self._sum = 0.0
         self._energy = 0.0
 
-    def add(self, frames_TC: Samples, mono: Samples) -> None:
+    def check(self, frames_TC: Samples) -> None:
+        """Before anything is computed from them."""
         if not np.isfinite(frames_TC).all():
             raise Unusable("nonfinite", f"NaN or infinity after frame {self.frames}")
         peak = float(np.abs(frames_TC).max())
         if peak > _ABSURD_PEAK:
             raise Unusable("corrupt", f"samples up to {peak:.3g}, where full scale is 1")
+
+    def add(self, frames_TC: Samples, mono: Samples) -> None:
         wide = mono.astype(np.float64)
         self.frames += len(mono)
         self.full_scale += int(np.count_nonzero(np.abs(frames_TC).max(axis=1) >= _FULL_SCALE))
@@ -255,6 +258,7 @@ class _Packing:
         self.clips: list[Clip] = []
         self.digest = hashlib.sha256()
         self.clipped = 0
+        self.tag: str | None = None
 
     def run(self) -> Track:
         if self.source.size == 0:
@@ -272,6 +276,7 @@ class _Packing:
             tuple(self.notes),
             tuple(self.clips),
             self.digest.hexdigest(),
+            group_of(self.source, self.settings.group_by, self.tag),
         )
 
     def _pack(self, file: BinaryIO) -> None:
@@ -280,6 +285,7 @@ class _Packing:
         cutter = _Cutter(self.settings.clip_samples, self.settings.min_samples)
         resampler = Resampler(audio.sample_rate, self.settings.sample_rate)
         labels = self._labels()
+        self.tag = tag_of(self.source, self.settings.group_by)
         source_info = {
             "source_sample_rate": audio.sample_rate,
             "source_channels": audio.channels,
@@ -315,19 +321,19 @@ class _Packing:
             head = file.read(12)
             file.seek(0)
             promise = read_promise(file, self.source.size)
-            audio = open_audio(file, self.source.path)
+            if promise.broken:
+                raise Unusable(promise.broken.reason, promise.broken.detail)
+            audio = open_audio(file, self.source.path, promise)
         except OSError as error:
             raise Unusable("unreadable", error.strerror or str(error)) from error
         except ModuleNotFoundError as error:
             raise Unusable("unreadable", str(error)) from error
         except Undecodable as error:
-            if not recognised(head):
+            if error.foreign or not (recognised(head) or error.damaged):
                 raise Unusable("not_audio", str(error)) from error
             raise Unusable("corrupt", str(error)) from error
         if audio.declared_frames == 0:
             raise Unusable("empty", "the header says that there is no audio")
-        if promise.truncated:
-            raise Unusable("truncated", promise.truncated)
         if promise.wrong_header:
             self._note("wrong_header", promise.wrong_header)
         if not usual_extension(audio.container, self.source.path):
@@ -350,6 +356,7 @@ class _Packing:
                 raise Unusable("corrupt", f"{error}{near}") from error
             if block is None:
                 return
+            level.check(block)
             mono = to_mono(block)
             level.add(block, mono)
             yield mono
@@ -361,14 +368,8 @@ class _Packing:
             raise Unusable("empty", "no audio inside")
         if declared is None:
             return
-        text = f"{level.frames} of the {declared} frames that the header promises"
-        if audio.container == "MP3":
-            missing = declared - level.frames
-            if missing > _MP3_SLACK_SECONDS * audio.sample_rate and mp3_frames_are_counted(
-                self.source.path
-            ):
-                raise Unusable("truncated", text)
-        elif level.frames < declared:
+        if level.frames < declared - audio.slack_frames:
+            text = f"{level.frames} of the {declared} frames that the header promises"
             raise Unusable("corrupt", text)
 
     def _check_level(self, level: _Level) -> None:
@@ -420,6 +421,10 @@ class _Packing:
             "sample_rate": rate,
             **source_info,
         }
+        if self.tag is not None:
+            metadata[self.settings.group_by] = self.tag
+        if self.source.metadata is not None:
+            metadata["metadata"] = self.source.metadata
         if labels is not None:
             metadata["labels"] = labels
         audio, text = encode(samples, rate), json_bytes(metadata, indent=None)

@@ -40,7 +40,7 @@ class Cache:
 
     folder: Path
     limit_bytes: int
-    """Largest size of the shards of one corpus together."""
+    """Largest size of the shards of one corpus together, beside those that are being fetched."""
 
 
 @final
@@ -69,15 +69,20 @@ class Remote:
         with _locked(path):
             if _is_there(path, size):  # another process was faster
                 return path
-            self._make_room(size)
+            draft = path.with_name(f"{path.name}.part")
             try:
-                _retried(lambda: _download(url, path, size, sha256))
+                _retried(lambda: _download(url, draft, size, sha256))
+                with _locked(self.folder / "room"):  # others publish into it too
+                    self._make_room(size)
+                    draft.replace(path)
             except (OSError, aiohttp.ClientError) as failure:
                 given_up = DataError(
                     f"{url}: cannot be fetched ({failure}). Check the store and the way to it."
                 )
                 _given_up[url] = (time.monotonic(), given_up)
                 raise given_up from failure
+            finally:
+                draft.unlink(missing_ok=True)
         return path
 
     def fetch_index(self, file: str) -> Path:
@@ -150,18 +155,13 @@ def _retried(action: Callable[[], Result]) -> Result:
 
 def _download(url: str, path: Path, size: int, sha256: str) -> None:
     system, name = fsspec.core.url_to_fs(url)
-    temporary = path.with_name(path.name + ".part")
-    try:
-        system.get_file(name, str(temporary))
-        found = (temporary.stat().st_size, file_sha256(temporary))
-        if found != (size, sha256):
-            raise OSError(
-                f"{found[0]} bytes with sha256 {found[1][:12]}, but the index says {size} and "
-                f"{sha256[:12]}"
-            )
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    system.get_file(name, str(path))
+    found = (path.stat().st_size, file_sha256(path))
+    if found != (size, sha256):
+        raise OSError(
+            f"{found[0]} bytes with sha256 {found[1][:12]}, but the index says {size} and "
+            f"{sha256[:12]}"
+        )
 
 
 def _is_there(path: Path, size: int) -> bool:

@@ -4,12 +4,12 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
+from etude.data.containers.headers import AUDIO_EXTENSIONS, recognised
 from etude.data.errors import InputError
-from etude.data.headers import AUDIO_EXTENSIONS, recognised
 
 
 @final
@@ -37,6 +37,8 @@ class Source:
     """A JSON file of the same stem beside it."""
     labels_size: int = 0
     labels_mtime_ns: int = 0
+    metadata: dict[str, Any] | None = field(default=None, hash=False)
+    """Its row in ``--metadata``, without the name of the file (metadata.py)."""
 
     @property
     def id(self) -> str:
@@ -53,6 +55,8 @@ class Scan:
     skipped: tuple[Finding, ...]
     other_files: int
     """Files that do not look like audio; label files are not counted."""
+    noted: tuple[Finding, ...] = ()
+    """Rows of ``--metadata`` that name no track."""
 
     def fingerprint(self) -> str:
         """Names, sizes and times of all sources."""

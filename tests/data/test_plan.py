@@ -268,7 +268,11 @@ def test_the_crops_of_an_epoch_lie_in_different_parts_of_each_clip() -> None:
         crops = [plan.crop(epoch * 30 + place) for place in range(30)]
         for clip in range(10):
             assert sorted(part(crop.start) for crop in crops if crop.clip == clip) == [0, 1, 2]
-        assert {part(crop.start) for crop in crops[:10]} == {0, 1, 2}  # not all clips at their beginning first
+        assert {part(crop.start) for crop in crops[:10]} == {
+            0,
+            1,
+            2,
+        }  # not all clips at their beginning first
     assert plan.epochs(45) == [1.5]
 
 

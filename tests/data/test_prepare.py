@@ -157,6 +157,7 @@ def test_what_is_odd_but_usable_is_packed_and_noted(tmp_path):
     piped[at : at + 4] = struct.pack("<I", 0xFFFFFFFF)
     (folder / "piped.wav").write_bytes(piped)
     write(folder / "nameless", tune(6, seed=6), container="FLAC")
+    write(folder / "flac.raw", tune(6, seed=8), container="FLAC")
     write(folder / "labels.wav", tune(6, seed=7))
     (folder / "labels.json").write_text('{"key": NaN', encoding="utf-8")
     corpus = prepare([folder], tmp_path / "out", SETTINGS, **QUIET)
@@ -166,6 +167,7 @@ def test_what_is_odd_but_usable_is_packed_and_noted(tmp_path):
         ("high.wav", "resampled"),
         ("really flac.mp3", "wrong_extension"),
         ("nameless", "wrong_extension"),
+        ("flac.raw", "wrong_extension"),
         ("piped.wav", "wrong_header"),
         ("labels.wav", "broken_labels"),
     }
