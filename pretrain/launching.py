@@ -38,6 +38,7 @@ def train_run(config: Config) -> int:
     world, inputs, folder = _prepare(config)
     folder.check_config(config)
     if world.is_main:
+        folder.lock()
         folder.start(config)
     _start_log(folder.log, world)
     for note in inputs.notes:

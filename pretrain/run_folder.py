@@ -1,11 +1,12 @@
 """The run's folder: what is in it, and whether a run may continue there."""
 
+import fcntl
 import importlib.metadata
 import json
 import platform
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 from pydantic import ValidationError
@@ -43,6 +44,7 @@ class RunFolder:
         self.log = path / "train.log"
         self._config = path / "config.yaml"
         self._exit = path / "EXIT.json"
+        self._lock: TextIO | None = None
 
     def check_config(self, config: Config) -> None:
         """Refuses to continue a run under other settings.
@@ -65,9 +67,24 @@ class RunFolder:
                 "it with the old ones, or choose another run.dir."
             )
 
-    def start(self, config: Config) -> None:
-        """Makes the folder and writes the resolved configuration with versions."""
+    def lock(self) -> None:
+        """Makes the folder and keeps it for this process until it ends.
+
+        :raises ConfigError: if another process trains in it.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.path / ".lock").open("w")
+        try:
+            # Not flock, which loader workers would hold on to when their parent is killed.
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"{self.path}: another process is training in this folder. Wait for it, stop it, "
+                "or choose another run.dir."
+            ) from error
+
+    def start(self, config: Config) -> None:
+        """Writes the resolved configuration with versions; the folder is locked."""
         self._exit.unlink(missing_ok=True)
         versions = {"python": platform.python_version()}
         for package in _PACKAGES:

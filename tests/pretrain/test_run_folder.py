@@ -1,5 +1,9 @@
 """Which settings a run may be continued with."""
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +20,7 @@ QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 @pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:
     folder = RunFolder(tmp_path / "run")
+    folder.lock()
     folder.start(config())
     return folder
 
@@ -51,3 +56,27 @@ def test_a_setting_that_is_gone_is_refused_by_name(folder: RunFolder) -> None:
     path.write_text(yaml.safe_dump(content))
     with pytest.raises(ConfigError, match=r"data\.shuffle_buffer \(was 100, now None\)"):
         folder.check_config(config())
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
+    script = (
+        "import os, sys, time; from pathlib import Path\n"
+        "from etude.pretrain.run_folder import RunFolder\n"
+        "folder = RunFolder(Path(sys.argv[1])); folder.lock()\n"
+        "if os.fork():  # the child is as a loader's worker, which outlives its parent\n"
+        "    print('locked', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "run")]
+    other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(ConfigError, match="another process is training in this folder"):
+            RunFolder(tmp_path / "run").lock()
+        other.kill()
+        other.wait()
+        RunFolder(tmp_path / "run").lock()  # a killed run can be continued at once
+    finally:
+        os.killpg(other.pid, signal.SIGKILL)
+        other.stdout.close() if other.stdout else None
