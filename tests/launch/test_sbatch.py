@@ -22,6 +22,7 @@ def submit(tmp_path: Path, *words: str, status: int, said: int | None) -> tuple[
         "scontrol": f"echo scontrol $* >> {calls}\n",
     }
     (tmp_path / "run").mkdir(exist_ok=True)
+    exit_json.write_text('{"code": 75}')  # of the start before
     for name, body in scripts.items():
         path = tmp_path / name
         path.write_text(f"#!/bin/bash\n{body}")
@@ -42,6 +43,7 @@ def submit(tmp_path: Path, *words: str, status: int, said: int | None) -> tuple[
         (75, None, True),  # before the run had a folder
         (4, 4, False),
         (76, 76, False),
+        (2, None, False),
     ],
 )
 def test_an_interrupted_run_is_queued_again_and_no_other(
