@@ -30,7 +30,7 @@ _FIRST_WAIT = 0.5
 _GIVEN_UP_SECONDS = 60.0
 """After all tries failed, a file is not asked for again for so long."""
 
-_given_up: dict[str, tuple[float, DataError]] = {}
+_given_up: dict[str, tuple[float, str]] = {}
 
 
 @final
@@ -62,9 +62,8 @@ class Remote:
         if _is_there(path, size):
             return path
         url = f"{self.url}/{file}"
-        when, error = _given_up.get(url, (0.0, None))
-        if error is not None and time.monotonic() - when < _GIVEN_UP_SECONDS:
-            raise error
+        if url in _given_up and time.monotonic() - _given_up[url][0] < _GIVEN_UP_SECONDS:
+            raise DataError(_given_up[url][1])
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path):
             if _is_there(path, size):  # another process was faster
@@ -76,11 +75,9 @@ class Remote:
                     self._make_room(size)
                     draft.replace(path)
             except (OSError, aiohttp.ClientError) as failure:
-                given_up = DataError(
-                    f"{url}: cannot be fetched ({failure}). Check the store and the way to it."
-                )
-                _given_up[url] = (time.monotonic(), given_up)
-                raise given_up from failure
+                what = f"{url}: cannot be fetched ({failure}). Check the store and the way to it."
+                _given_up[url] = (time.monotonic(), what)
+                raise DataError(what) from failure
             finally:
                 draft.unlink(missing_ok=True)
         return path

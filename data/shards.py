@@ -53,6 +53,7 @@ MEMBER = np.dtype(
 
 _AGAIN = "Copy the folder again from its origin, or delete it and run launch/prepare.py again."
 _FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _TRIES, _FIRST_WAIT = 4, 0.1  # of a local disk: 0.7 s in all
 
 
@@ -277,6 +278,8 @@ def parse_index(text: bytes, root: Path) -> Corpus:
             licences=_licences(content.get("licences", {})),
         )
         version = content["format"]
+        if not _SHA256.fullmatch(corpus.fingerprint):
+            raise ValueError(f"{corpus.fingerprint!r} is no sha256")
         for shard in corpus.shards:
             if not _FILE_NAME.fullmatch(shard.file):
                 raise ValueError(f"{shard.file!r} is no name of a file in this folder")

@@ -196,6 +196,15 @@ def test_a_corpus_that_was_made_anew_shares_nothing_with_the_old_one(
     assert take(old)  # the old one's files are still there
 
 
+def test_a_fingerprint_cannot_lead_out_of_the_cache(store: Store, tmp_path: Path) -> None:
+    index = store.root / "index.json"
+    fingerprint = open_corpus(store.root).fingerprint
+    index.write_text(index.read_text().replace(fingerprint, "../../../outside"))
+    with pytest.raises(DataError, match="is no sha256"):
+        opened(store, tmp_path)
+    assert not (tmp_path / "cache").exists()
+
+
 def test_tokens_come_from_the_store_too(store: Store, small_corpus: Corpus, tmp_path: Path) -> None:
     local = open_corpus(store.root)
     settings = TokenSettings("numbers", "", local.sample_rate, HOP, 2, 1024)
