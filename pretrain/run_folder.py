@@ -84,7 +84,8 @@ class RunFolder:
             ) from error
 
     def start(self, config: Config) -> None:
-        """Writes the resolved configuration with versions; the folder is locked."""
+        """Makes the folder and writes the resolved configuration with versions."""
+        self.path.mkdir(parents=True, exist_ok=True)
         self._exit.unlink(missing_ok=True)
         versions = {"python": platform.python_version()}
         for package in _PACKAGES:

@@ -27,6 +27,7 @@ from etude.pretrain.inputs import check_inputs
 from etude.pretrain.masked_prediction import MaskedPrediction
 from etude.pretrain.run_folder import RunFolder
 from etude.pretrain.trainer import Trainer
+from etude.pretrain.watchdog import Watchdog
 
 pytestmark = pytest.mark.usefixtures("process_group")
 
@@ -143,7 +144,8 @@ def run(recipe: Path, folder: Path, *words: str) -> Trainer:
     inputs = check_inputs(config, rank=0, ranks=1, device="cpu")
     run_folder = RunFolder(folder)
     run_folder.start(config)
-    return train(config, inputs, ALONE, run_folder)
+    with Watchdog(run_folder, rank=0, ranks=1, limit=config.train.hang_seconds) as watchdog:
+        return train(config, inputs, ALONE, run_folder, watchdog)
 
 
 def collapsed(recipe: Path, folder: Path, *words: str) -> CollapseError:
