@@ -105,7 +105,7 @@ class Checkpoints:
             return
         if self._world.is_main:
             shutil.rmtree(draft, ignore_errors=True)  # room for others; it was never published
-        newest = self._newest_published()
+        newest = next(iter(published(self.folder)), None)
         kept = f"{newest} is the newest checkpoint" if newest else "there is no checkpoint yet"
         cause = "another rank could not write" if failure is None else str(failure)
         raise StorageError(
@@ -113,15 +113,12 @@ class Checkpoints:
             f"of {self.folder} or mend it, and run the same command again."
         ) from failure
 
-    def _newest_published(self) -> Path | None:
-        return max(self.folder.glob("step-????????"), default=None)
-
     def newest_valid(self) -> tuple[Path, dict[str, Any]] | None:
         """The newest checkpoint that is whole, with its state; ``None`` where there never was one.
 
         :raises CheckpointError: if there are checkpoints and none is whole.
         """
-        candidates = sorted(self.folder.glob("step-????????"), reverse=True)
+        candidates = published(self.folder)
         for path in candidates:
             damage = find_damage(path)
             if damage is None:
@@ -137,20 +134,24 @@ class Checkpoints:
 
     def newest_until(self, step: int) -> Path | None:
         """The newest published checkpoint of update ``step`` or before."""
-        found = [path for path in self.folder.glob("step-????????") if step_of(path) <= step]
-        return max(found, default=None)
+        return next((path for path in published(self.folder) if step_of(path) <= step), None)
 
     def load_engine(self, path: Path, engine: Engine) -> None:
         """Restores weights and optimizer."""
         engine.load(path / _ENGINE)
 
     def _prune(self, newest: Path) -> None:
-        others = [path for path in self.folder.glob("step-????????") if path != newest]
-        for path in sorted(others, reverse=True)[self._keep - 1 :]:
+        others = [path for path in published(self.folder) if path != newest]
+        for path in others[self._keep - 1 :]:
             try:
                 shutil.rmtree(path)
             except OSError as error:
                 _log.warning("could not delete the old checkpoint %s: %s", path, error)
+
+
+def published(folder: Path) -> list[Path]:
+    """The checkpoints in ``RUN/checkpoints``, whole or not, the newest first."""
+    return sorted(folder.glob("step-????????"), reverse=True)
 
 
 def step_of(path: Path) -> int:

@@ -8,7 +8,7 @@ import torch
 from torch import distributed as dist
 
 from etude.pretrain.assemble import train
-from etude.pretrain.checkpoint import find_damage, step_of
+from etude.pretrain.checkpoint import find_damage, published, step_of
 from etude.pretrain.config import Config
 from etude.pretrain.distributed import World, complete_environment, current_world
 from etude.pretrain.dry_run import describe_run
@@ -122,5 +122,5 @@ def _start_log(path: Path, world: World) -> None:
 
 
 def _newest_checkpoint(folder: RunFolder, *, trusted: bool) -> Path | None:
-    found = sorted(folder.checkpoints.glob("step-????????"), reverse=True)
+    found = published(folder.checkpoints)
     return next((path for path in found if trusted or find_damage(path) is None), None)

@@ -12,6 +12,7 @@ be waiting, and ends with status 76; launchers then end the rest.
 
 import faulthandler
 import json
+import logging
 import os
 import signal
 import socket
@@ -23,10 +24,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import final
 
+from etude.pretrain.checkpoint import published
+from etude.pretrain.errors import LostRankError
 from etude.pretrain.launchers import start_time
 from etude.pretrain.run_folder import RunFolder
 
-STATUS = 76
+_log = logging.getLogger(__name__)
+
 _SLOWEST_TICK = 5.0
 _START = "start"
 _START_SECONDS = 600.0  # kernels may be compiled, and other ranks come late
@@ -110,11 +114,8 @@ class Watchdog:
 
     def lost_rank(self) -> tuple[int, str] | None:
         """The rank that failed or is gone, and a sentence about it, once its silence is certain."""
-        others = self._others()
-        failed = next((state for state in others if state.failure), None)
-        dead = next((state for state in others if _is_dead(state)), None)
-        gone = failed or dead or self._silent()
-        return None if gone is None else (gone.rank, _about(gone))
+        lost = self._lost()
+        return None if lost is None else (lost.rank, _about(lost))
 
     def _watch(self) -> None:
         while not self._closed.wait(self._tick):
@@ -124,32 +125,45 @@ class Watchdog:
                 self._end()
 
     def _end(self) -> None:
+        try:
+            self._tell()
+        except OSError as error:  # several ranks write at once, or the disk is what is waited for
+            print(f"error: how it ended could not be written: {error}.", file=sys.stderr)
+        finally:
+            # The main thread may never come back to be asked.
+            os._exit(LostRankError.exit_status)
+
+    def _tell(self) -> None:
         now, own = time.time(), self._state()
-        if (lost := self.lost_rank()) is not None:
-            guilty, about = lost
-            _end_stopped(next(state for state in self._others() if state.rank == guilty))
+        if (lost := self._lost()) is not None:
+            guilty, about = lost.rank, _about(lost)
+            _end_stopped(lost)
         else:
             # Whoever waits in a collective waits for one that is elsewhere.
             elsewhere = [state for state in self._others() if state.phase != own.phase]
             slow = min([own, *elsewhere], key=lambda state: (state.step, state.since))
             guilty, about = slow.rank, slow.describe(now)
         stacks = self._folder.path / f"stacks-rank-{self._rank}.txt"
-        with stacks.open("w") as file:
-            faulthandler.dump_traceback(file)
         reason = (
             f"no progress for {self._limit:g} s (train.hang_seconds): {about}; "
             f"{own.describe(now)}, its stacks are in {stacks}"
         )
-        checkpoints = sorted(self._folder.checkpoints.glob("step-????????"))
+        print(f"error: {reason}.", file=sys.stderr, flush=True)
+        with stacks.open("w") as file:
+            faulthandler.dump_traceback(file)
         self._folder.write_exit(
-            code=STATUS,
+            code=LostRankError.exit_status,
             reason=reason,
             step=own.step,
             rank=guilty,
-            checkpoint=checkpoints[-1] if checkpoints else None,
+            checkpoint=next(iter(published(self._folder.checkpoints)), None),
         )
-        print(f"error: {reason}.", file=sys.stderr, flush=True)
-        os._exit(STATUS)  # the main thread may never come back to be asked
+
+    def _lost(self) -> RankState | None:
+        others = self._others()
+        failed = next((state for state in others if state.failure), None)
+        dead = next((state for state in others if _is_dead(state)), None)
+        return failed or dead or self._silent()
 
     def _silent(self) -> RankState | None:
         """A rank that says nothing while one looks: clocks of several machines need not agree."""
@@ -175,11 +189,14 @@ class Watchdog:
 
     def _say(self) -> None:
         path = self._file(self._rank)
-        # Not `write_bytes`, which waits for the disk: nothing is lost with it.
-        path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_suffix(f".{threading.get_ident()}")
-        draft.write_text(json.dumps(asdict(self._state())))
-        draft.replace(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Not `write_bytes`, which waits for the disk: nothing is lost with it.
+            draft.write_text(json.dumps(asdict(self._state())))
+            draft.replace(path)
+        except OSError as error:  # a full disk must not end the watch
+            _log.warning("could not write %s: %s", path, error)
 
     def _others(self) -> list[RankState]:
         states = []

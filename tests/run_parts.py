@@ -115,12 +115,3 @@ def run_stages(
         for how, steps in stages
     )
     return Run(folder, done)
-
-
-def start_of(pid: int) -> str | None:
-    """When a process began, as the kernel has it; ``None`` if it is gone."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if stat[0] == "Z" else stat[19]

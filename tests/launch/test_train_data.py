@@ -113,7 +113,7 @@ def test_the_corpora_of_a_mixture_are_told_before_training(
     [
         (["data.corpus=[{corpus: /nowhere}]"], "/nowhere: no prepared corpus here"),
         (["data.corpus=file:///nowhere"], "file:///nowhere/index.json: cannot be read"),
-        (["data.corpus=pipe:touch /tmp/etude-ran"], "no command is run"),
+        (["data.corpus=pipe:touch RAN"], "no command is run"),
         (
             ["data.corpus=s3://a/b", "data.reader=webdataset"],
             "data.reader: webdataset reads one corpus, in a folder",
@@ -123,8 +123,10 @@ def test_the_corpora_of_a_mixture_are_told_before_training(
 def test_what_cannot_be_opened_is_a_usage_error(
     recipe: Path, words: list[str], message: str
 ) -> None:
+    ran = recipe.parent / "ran"
+    words = [word.replace("RAN", str(ran)) for word in words]
     done = train(recipe, f"run.dir={recipe.parent / 'refused'}", *words)
     assert done.returncode == 2
     assert message in done.stderr and done.stderr.count("\n") == 1
-    assert not Path("/tmp/etude-ran").exists()
+    assert not ran.exists()
     assert not (recipe.parent / "refused").exists()

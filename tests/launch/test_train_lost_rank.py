@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import yaml
-from run_parts import ENVIRONMENT, TORCHRUN, TRAIN, deepspeed_launch, start_of
+from run_parts import ENVIRONMENT, TORCHRUN, TRAIN, deepspeed_launch
 from training_parts import SMALL
 
 from etude.data.shards import Corpus
+from etude.pretrain.launchers import start_time
 
 HANG_SECONDS = 6
 
@@ -66,7 +67,7 @@ def running(request: pytest.FixtureRequest, recipe: Path) -> Iterator[tuple[Any,
         yield process, folder
     finally:
         for rank in (0, 1):
-            if (state := state_of(folder, rank)) and start_of(state["pid"]) == state["started"]:
+            if (state := state_of(folder, rank)) and start_time(state["pid"]) == state["started"]:
                 os.kill(state["pid"], signal.SIGKILL)
         process.kill()
         process.communicate()
@@ -105,7 +106,7 @@ def test_a_rank_that_is_killed_or_stopped_ends_the_job_and_is_named(
     assert f"rank {rank} (process {lost['pid']} on" in done["reason"]
     assert Path(done["last_good_checkpoint"]).is_dir()
     for state in states:  # nothing is left behind
-        assert state is not None and start_of(state["pid"]) != state["started"]
+        assert state is not None and start_time(state["pid"]) != state["started"]
     if number == signal.SIGSTOP:
         stacks = (folder / f"stacks-rank-{1 - rank}.txt").read_text()
         assert "trainer.py" in stacks and "in fit" in stacks
