@@ -13,38 +13,17 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, Literal, NoReturn, final
+from typing import Any, BinaryIO, NoReturn, final
 
 import numpy as np
 import numpy.typing as npt
 
-from etude.data.audio import (
-    AudioFile,
-    Resampler,
-    Samples,
-    Undecodable,
-    encode,
-    open_audio,
-    quantise,
-    to_mono,
-)
-from etude.data.containers.headers import read_promise, recognised, usual_extension
+from etude.data.audio import AudioFile, Resampler, Samples, encode, quantise, to_mono
+from etude.data.containers.headers import usual_extension
 from etude.data.files import json_bytes, published, write_bytes
 from etude.data.groups import NO_GROUPS, group_of, tag_of
+from etude.data.reading import Reason, Unusable, checked_blocks, open_checked, open_source
 from etude.data.sources import Finding, Source
-
-Reason = Literal[
-    "empty",
-    "not_audio",
-    "corrupt",
-    "truncated",
-    "too_short",
-    "silent",
-    "dc",
-    "nonfinite",
-    "duplicate",
-    "unreadable",
-]
 
 QUIET_RMS = 1e-4
 """Below this, after the mean is taken away, there is nothing to hear (-80 dB of full scale)."""
@@ -110,16 +89,6 @@ class Track:
     def num_samples(self) -> int:
         """Length of all clips."""
         return sum(clip.num_samples for clip in self.clips)
-
-
-@final
-class Unusable(Exception):
-    """A file that cannot become clips, and why."""
-
-    def __init__(self, reason: Reason, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason: Reason = reason
-        self.detail = detail
 
 
 def record_path(work: Path, track_id: str) -> Path:
@@ -190,8 +159,6 @@ class _Level:
 
     def check(self, frames_TC: Samples) -> None:
         """Before anything is computed from them."""
-        if not np.isfinite(frames_TC).all():
-            raise Unusable("nonfinite", f"NaN or infinity after frame {self.frames}")
         peak = float(np.abs(frames_TC).max())
         if peak > _ABSURD_PEAK:
             raise Unusable("corrupt", f"samples up to {peak:.3g}, where full scale is 1")
@@ -261,13 +228,7 @@ class _Packing:
         self.tag: str | None = None
 
     def run(self) -> Track:
-        if self.source.size == 0:
-            raise Unusable("empty", "0 bytes")
-        try:
-            file = self.source.path.open("rb")
-        except OSError as error:
-            raise Unusable("unreadable", error.strerror or str(error)) from error
-        with file:
+        with open_source(self.source) as file:
             self._pack(file)
         return Track(
             self.source.id,
@@ -291,10 +252,12 @@ class _Packing:
             "source_channels": audio.channels,
         }
         with published(clips_path(self.work, self.source.id)) as out:
-            for mono in self._checked(audio, level, file):
+            for block in checked_blocks(audio, file, self.source):
+                level.check(block)
+                mono = to_mono(block)
+                level.add(block, mono)
                 for clip in cutter.push(self._quantise(resampler.push(mono))):
                     self._write(out, clip, source_info, labels)
-            self._check_end(audio, level)
             rest = resampler.push(np.zeros(0, np.float32), last=True)
             for clip in cutter.push(self._quantise(rest)):
                 self._write(out, clip, source_info, labels)
@@ -317,60 +280,12 @@ class _Packing:
             )
 
     def _open(self, file: BinaryIO) -> AudioFile:
-        try:
-            head = file.read(12)
-            file.seek(0)
-            promise = read_promise(file, self.source.size)
-            if promise.broken:
-                raise Unusable(promise.broken.reason, promise.broken.detail)
-            audio = open_audio(file, self.source.path, promise)
-        except OSError as error:
-            raise Unusable("unreadable", error.strerror or str(error)) from error
-        except ModuleNotFoundError as error:
-            raise Unusable("unreadable", str(error)) from error
-        except Undecodable as error:
-            if error.foreign or not (recognised(head) or error.damaged):
-                raise Unusable("not_audio", str(error)) from error
-            raise Unusable("corrupt", str(error)) from error
-        if audio.declared_frames == 0:
-            raise Unusable("empty", "the header says that there is no audio")
+        audio, promise = open_checked(file, self.source)
         if promise.wrong_header:
             self._note("wrong_header", promise.wrong_header)
         if not usual_extension(audio.container, self.source.path):
             self._note("wrong_extension", f"the content is {audio.container}")
         return audio
-
-    def _checked(self, audio: AudioFile, level: _Level, file: BinaryIO) -> Iterator[Samples]:
-        """Mono blocks of a file; whatever its decoder or the disk says becomes a reason."""
-        blocks = iter(audio.blocks)
-        while True:
-            try:
-                block = next(blocks, None)
-            except OSError as error:
-                raise Unusable("unreadable", error.strerror or str(error)) from error
-            except Undecodable as error:
-                # A decoder that starves at the end of the file was given a cut file.
-                if file.tell() >= self.source.size and not error.damaged:
-                    raise Unusable("truncated", f"{error} at the end of the file") from error
-                near = f" near byte {file.tell()}" if file.tell() else ""
-                raise Unusable("corrupt", f"{error}{near}") from error
-            if block is None:
-                return
-            level.check(block)
-            mono = to_mono(block)
-            level.add(block, mono)
-            yield mono
-
-    def _check_end(self, audio: AudioFile, level: _Level) -> None:
-        """Compares the frames that came with the frames that were promised."""
-        declared = audio.declared_frames
-        if level.frames == 0:
-            raise Unusable("empty", "no audio inside")
-        if declared is None:
-            return
-        if level.frames < declared - audio.slack_frames:
-            text = f"{level.frames} of the {declared} frames that the header promises"
-            raise Unusable("corrupt", text)
 
     def _check_level(self, level: _Level) -> None:
         if level.rms < QUIET_RMS:

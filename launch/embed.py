@@ -35,8 +35,8 @@ from etude.data.files import file_sha256
 from etude.data.mono_stream import mono_blocks
 from etude.data.prepare import StorageFull
 from etude.data.prepare_report import printable
-from etude.data.prepare_track import Unusable
 from etude.data.progress import Progress
+from etude.data.reading import Unusable
 from etude.data.sources import Finding, Source, scan_sources
 from etude.launch.cli import interrupt_on, run
 
