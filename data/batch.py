@@ -18,7 +18,7 @@ class Crop(NamedTuple):
     waveform: npt.NDArray[np.float32]
     codes: dict[str, Codes]
     skipped: int
-    """Damaged clips that were tried before this one."""
+    """Damaged clips in whose place this one is."""
 
 
 class AudioBatch(NamedTuple):
@@ -31,10 +31,11 @@ class AudioBatch(NamedTuple):
     """Position of each crop in the run's order, int64 (B,): the counter of everything random."""
 
     update: Tensor
-    """The optimizer update this batch belongs to, int64 ()."""
+    """The optimizer update this batch was planned for, int64 ()."""
 
     skipped: Tensor
-    """Damaged clips that were replaced by substitutes while this batch was made, int64 ()."""
+    """Damaged clips that were replaced while this batch was made, int64 (). Over an epoch these and
+    the clips that were heard as planned add up to all clips of the index."""
 
     codes: Mapping[str, Tensor] = MappingProxyType({})
     """Stored tokens by name, int64 (B, frames, codebooks), the first frame at the crop's start.

@@ -8,15 +8,13 @@ import struct
 from pathlib import Path
 from typing import BinaryIO
 
+from etude.data.containers.mpeg import HERTZ, KBPS
+from etude.data.tags import skip_id3
+
 _HEAD = 1 << 14
 _OGG_TAIL = 1 << 17
 """An Ogg page is at most 65307 bytes, so that the last page lies in the tail."""
 _MOST_CHUNKS = 64
-
-# Kilobits per second by index, for MPEG 1 and for MPEG 2 and 2.5; layer III.
-_BITRATES_1 = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 0)
-_BITRATES_2 = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160, 0)
-_MPEG_RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}
 
 
 def header_seconds(path: Path) -> float | None:
@@ -31,7 +29,7 @@ def header_seconds(path: Path) -> float | None:
 
 
 def _read(file: BinaryIO, size: int) -> float | None:
-    start = _skip_id3(file)
+    start = skip_id3(file, 0)
     file.seek(start)
     head = file.read(_HEAD)
     if head[:4] in (b"RIFF", b"RF64", b"RIFX") and head[8:12] == b"WAVE":
@@ -46,16 +44,6 @@ def _read(file: BinaryIO, size: int) -> float | None:
     if head[4:8] == b"ftyp":
         return _mp4(file, size)
     return _mp3(head, size - start)
-
-
-def _skip_id3(file: BinaryIO) -> int:
-    """Where the audio begins, behind an ID3v2 tag."""
-    file.seek(0)
-    head = file.read(10)
-    if head[:3] != b"ID3" or len(head) < 10:
-        return 0
-    shifts = zip(head[6:], (21, 14, 7, 0), strict=True)
-    return 10 + sum((byte & 127) << shift for byte, shift in shifts)
 
 
 def _wav(file: BinaryIO, size: int, order: str) -> float | None:
@@ -131,14 +119,14 @@ def _mp3(head: bytes, size: int) -> float | None:
         version, layer = frame >> 19 & 3, frame >> 17 & 3
         bitrate, rate = frame >> 12 & 15, frame >> 10 & 3
         if frame >> 21 == 0x7FF and version != 1 and layer == 1 and 0 < bitrate < 15 and rate < 3:
-            rate_hz = _MPEG_RATES[version][rate]
+            rate_hz = HERTZ[version][rate]
             samples = 1152 if version == 3 else 576
             for name, place in ((b"Xing", 8), (b"Info", 8), (b"VBRI", 14)):
                 found = head.find(name, at, at + 200)
                 if found >= 0 and (name == b"VBRI" or head[found + 7] & 1):
                     frames = struct.unpack(">I", head[found + place : found + place + 4])[0]
                     return float(frames * samples / rate_hz)
-            kilobits = (_BITRATES_1 if version == 3 else _BITRATES_2)[bitrate]
+            kilobits = KBPS[1 if version == 3 else 2, 3][bitrate]
             return size * 8 / (1000 * kilobits)
         at = head.find(b"\xff", at + 1)
     return None

@@ -174,7 +174,9 @@ def read_crop(
         planned = plan.crop(position, attempt)
         part = plan.parts[planned.part]
         try:
-            return Crop(position, _decode(part, planned), _read_codes(part, planned), attempt)
+            # The clip that was planned here is lost; others count where they are planned.
+            skipped = int(attempt > 0)
+            return Crop(position, _decode(part, planned), _read_codes(part, planned), skipped)
         except DataError as error:
             damaged(planned, error)
             last = error

@@ -84,8 +84,7 @@ def describe(corpus: Corpus, report: Report, groups: str) -> str:
     lines.append(f"  split  {groups}")
     if corpus.licences:
         lines.append("  licences")
-        by_length = sorted(corpus.licences.items(), key=lambda item: (-item[1], item[0]))
-        lines += [f"    {_duration(seconds):>11}  {name}" for name, seconds in by_length]
+        lines += [f"    {_duration(s):>11}  {name}" for name, s in corpus.licences.items()]
     if report.skipped:
         lines += ["  skipped", *describe_findings(report.skipped)]
     if report.noted:

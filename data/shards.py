@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from etude.data.errors import DataError, InputError
-from etude.data.files import read_at
+from etude.data.files import NO_ARRAY, read_at
 from etude.data.retry import with_retries
 from etude.data.tar import BLOCK, header_name
 
@@ -101,7 +101,8 @@ class Corpus:
     store: Store | None = None
     """Where the shards come from if they are not in ``root``."""
     licences: dict[str, float] = field(default_factory=dict, hash=False)
-    """Seconds of audio per licence that ``--metadata`` named; empty where it named none."""
+    """Seconds of audio per licence that ``--metadata`` named, the longest first; empty where it
+    named none."""
 
     @property
     def place(self) -> str:
@@ -193,6 +194,12 @@ class Split:
         """Samples per clip at the corpus rate."""
         return self.members["num_samples"].astype(np.int64)
 
+    @cached_property
+    def _first_clips(self) -> npt.NDArray[np.int64]:
+        """By shard of the corpus, the first clip of this split that is in it or after it."""
+        counts = [s.samples if s.split == self.name else 0 for s in self.corpus.shards]
+        return np.cumsum([0, *counts], dtype=np.int64)
+
     def read_audio_bytes(self, clip: int) -> bytes:
         """The clip's FLAC file, its checksum verified."""
         return self._read(clip, "audio")
@@ -201,6 +208,11 @@ class Split:
         """The clip's JSON member, its checksum verified."""
         metadata: dict[str, Any] = json.loads(self._read(clip, "json"))
         return metadata
+
+    def place(self, clip: int) -> tuple[str, int]:
+        """The clip's shard and its number in it, from 0; nothing is read for it."""
+        shard = int(self.members[clip]["shard"])
+        return self.corpus.shards[shard].file, clip - int(self._first_clips[shard])
 
     def key(self, clip: int) -> str:
         """The clip's key in its shard, read from the tar header."""
@@ -296,13 +308,14 @@ def parse_index(text: bytes, root: Path) -> Corpus:
 
 
 def _licences(value: Any) -> dict[str, float]:
-    """A mapping of names to seconds."""
+    """A mapping of names to seconds, the longest first."""
     if not isinstance(value, dict):
         raise TypeError(f"licences are {value!r}, not a mapping of names to seconds")
     for name, seconds in value.items():
         if type(seconds) not in (int, float) or not 0 <= seconds < math.inf:
             raise ValueError(f"licence {name!r} has {seconds!r} seconds")
-    return {name: float(seconds) for name, seconds in value.items()}
+    by_length = sorted(value.items(), key=lambda item: (-item[1], item[0]))
+    return {name: float(seconds) for name, seconds in by_length}
 
 
 def fingerprint(sample_rate: int, shards: tuple[Shard, ...], members: bytes) -> str:
@@ -338,7 +351,7 @@ def check_members(corpus: Corpus) -> None:
         raise DataError(f"{path}: missing, although {INDEX_NAME} is there. {_AGAIN}")
     try:
         members = np.load(path, mmap_mode="r")
-    except (ValueError, EOFError, OSError) as error:
+    except NO_ARRAY as error:
         raise DataError(f"{path}: cannot be read ({error}). {_AGAIN}") from error
     if members.dtype != MEMBER or members.ndim != 1:
         raise DataError(f"{path}: not rows of a clip index. {_AGAIN}")

@@ -173,8 +173,7 @@ def _describe_corpus(place: object) -> str | None:
     )
     if not corpus.licences:  # its owner's to know
         return f"{told} Say here what music it is and under which licences it came."
-    shares = sorted(corpus.licences.items(), key=lambda item: -item[1])
-    licences = ", ".join(f"{name} ({seconds / 3600:,.4g} h)" for name, seconds in shares)
+    licences = ", ".join(f"{name} ({s / 3600:,.4g} h)" for name, s in corpus.licences.items())
     return f"{told} Licences, as given when it was prepared: {licences}."
 
 

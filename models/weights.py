@@ -5,6 +5,7 @@ code, and nothing that is loaded can execute.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -20,11 +21,22 @@ WEIGHTS_NAME = "encoder.safetensors"
 
 def save_encoder(encoder: Encoder, folder: Path) -> None:
     """Writes ``encoder.json`` and ``encoder.safetensors`` into an existing folder."""
-    weights = {name: tensor.detach().cpu() for name, tensor in encoder.state_dict().items()}
-    save_file(
-        {name: tensor.contiguous() for name, tensor in weights.items()}, folder / WEIGHTS_NAME
-    )
-    (folder / CONFIG_NAME).write_text(encoder.config.model_dump_json(indent=2) + "\n")
+    snapshot_encoder(encoder)(folder)
+
+
+def snapshot_encoder(encoder: Encoder) -> Callable[[Path], None]:
+    """Copies an encoder as it is now; what is returned writes the copy into a folder."""
+    weights = {
+        name: tensor.detach().to("cpu", copy=True).contiguous()
+        for name, tensor in encoder.state_dict().items()
+    }
+    settings = encoder.config.model_dump_json(indent=2) + "\n"
+
+    def write(folder: Path) -> None:
+        save_file(weights, folder / WEIGHTS_NAME)
+        (folder / CONFIG_NAME).write_text(settings)
+
+    return write
 
 
 def load_encoder(folder: Path) -> Encoder:

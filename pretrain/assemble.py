@@ -1,9 +1,8 @@
 """Config and checked inputs to running parts: the one screen where everything meets."""
 
-import logging
 from collections.abc import Iterator
 from functools import partial
-from typing import assert_never
+from typing import Any, assert_never
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,6 @@ from etude.data.plan import BatchShare, Plan
 from etude.models.encoder import Encoder
 from etude.models.spectral import ConstantQ
 from etude.pretrain.augment import mix_in_batch
-from etude.pretrain.checkpoint import Checkpoints
 from etude.pretrain.config import (
     CodecTargetConfig,
     Config,
@@ -26,14 +24,16 @@ from etude.pretrain.decoder import ConvDecoder
 from etude.pretrain.deepspeed_settings import deepspeed_settings
 from etude.pretrain.distributed import World, sum_over_ranks
 from etude.pretrain.engine import Engine, move
-from etude.pretrain.errors import ConfigError
 from etude.pretrain.health import Health, StopAtCollapse
 from etude.pretrain.hooks import Hook, MetricsFile, Progress, SaveCheckpoints, Validate
+from etude.pretrain.incidents import Incidents
 from etude.pretrain.inputs import Inputs
 from etude.pretrain.masked_prediction import MaskedPrediction, Mixture
 from etude.pretrain.metrics import MetricSums
+from etude.pretrain.numerics import Skips
 from etude.pretrain.random import derive
-from etude.pretrain.run_folder import RunFolder, cut_metrics
+from etude.pretrain.run_folder import RunFolder
+from etude.pretrain.run_state import RunState
 from etude.pretrain.schedules import Schedule, ramp, tri_stage, warmup_linear
 from etude.pretrain.stop import StopRequest
 from etude.pretrain.targets.base import Target
@@ -43,8 +43,6 @@ from etude.pretrain.targets.kmeans import KmeansTarget
 from etude.pretrain.targets.teacher import TeacherTarget
 from etude.pretrain.trainer import Trainer
 from etude.pretrain.watchdog import Watchdog
-
-_log = logging.getLogger(__name__)
 
 
 def build_objective(config: Config, inputs: Inputs) -> MaskedPrediction:
@@ -92,69 +90,68 @@ def build_engine(objective: nn.Module, config: Config, world: World, share: Batc
     return DeepSpeedEngine(objective, config, settings, world)
 
 
-def train(
-    config: Config, inputs: Inputs, world: World, folder: RunFolder, watchdog: Watchdog
+def build_trainer(
+    config: Config,
+    inputs: Inputs,
+    world: World,
+    folder: RunFolder,
+    *,
+    state: RunState,
+    engine: Engine,
+    objective: MaskedPrediction,
+    saver: SaveCheckpoints,
+    stop: StopRequest,
+    watchdog: Watchdog,
 ) -> Trainer:
-    """Trains to the end of the run, continuing where its folder stopped; returns the trainer."""
-    checkpoints = Checkpoints(folder.checkpoints, keep=config.checkpoint.keep, world=world)
-    found = checkpoints.newest_valid()
-    objective = build_objective(config, inputs)
-    with StopRequest(world.device) as stop:
-        engine = build_engine(objective, config, world, inputs.share)
-        step = 0
-        if found is not None:
-            path, state = found
-            if state["corpus"] != inputs.fingerprint:
-                places = ", ".join(corpus.place for corpus in inputs.corpora)
-                raise ConfigError(
-                    f"{path} was trained on another corpus than {places} is now: its order could "
-                    "not go on. Choose another run.dir."
-                )
-            checkpoints.load_engine(path, engine)
-            step = int(state["step"])
-        if world.is_main:
-            cut_metrics(folder.metrics, step)
-            _log.info("continuing at update %d" if step else "starting at update %d", step)
-        saver = SaveCheckpoints(
-            checkpoints,
-            objective,
-            every=config.checkpoint.every_steps,
-            max_steps=config.train.max_steps,
-            state={"corpus": inputs.fingerprint},
-        )
-        trainer = Trainer(
-            engine=engine,
-            objective=objective,
-            batches=training_batches(
-                inputs.train,
-                inputs.share,
-                first_update=step,
-                workers=config.data.workers,
-                pin_memory=world.device.type == "cuda",
-                stock=config.data.reader == "webdataset",
-            ),
-            schedule=_build_schedule(config),
-            hooks=_hooks(config, inputs, engine, objective, saver, world, folder, watchdog),
-            saver=saver,
-            stop=stop,
-            watchdog=watchdog,
-            seed=config.seed,
-            rank=world.rank,
-            step=step,
-            max_steps=config.train.max_steps,
-            micro_batches=inputs.share.micro_batches,
-            global_batch=config.train.global_batch,
-            log_every=config.logging.every_steps,
-            hours_per_update=hours_per_update(config),
-            epochs=partial(_epochs, inputs, config.train.global_batch),
-            max_skipped_fraction=config.data.max_skipped_fraction,
-            max_skipped_updates=config.train.max_skipped_updates,
-        )
-        if found is not None:
-            trainer.checkpoint, trainer.checkpoint_step = found[0], step
-            trainer.skipped_updates = int(found[1]["skipped_updates"])
-        trainer.fit()
-    return trainer
+    """What trains from ``state`` on."""
+    global_batch = config.train.global_batch
+    return Trainer(
+        engine=engine,
+        objective=objective,
+        batches=training_batches(
+            inputs.train,
+            inputs.share,
+            first_update=state.step + state.passed_over,
+            workers=config.data.workers,
+            pin_memory=world.device.type == "cuda",
+            stock=config.data.reader == "webdataset",
+        ),
+        schedule=_build_schedule(config),
+        hooks=_hooks(config, inputs, engine, objective, saver, world, folder, watchdog),
+        saver=saver,
+        stop=stop,
+        watchdog=watchdog,
+        incidents=Incidents(
+            folder.incidents if world.is_main else None,
+            partial(_crops_of, inputs, global_batch, config.data.reader),
+        ),
+        skips=Skips(limit=config.train.max_skipped_updates, window=config.train.skip_window),
+        seed=config.seed,
+        rank=world.rank,
+        state=state,
+        max_steps=config.train.max_steps,
+        micro_batches=inputs.share.micro_batches,
+        global_batch=global_batch,
+        log_every=config.logging.every_steps,
+        hours_per_update=hours_per_update(config),
+        epochs=partial(_epochs, inputs, global_batch),
+        max_skipped_fraction=config.data.max_skipped_fraction,
+        spike_sigma=config.health.spike_sigma,
+    )
+
+
+def _crops_of(inputs: Inputs, global_batch: int, reader: str, update: int) -> list[dict[str, Any]]:
+    """The planned crops of an update; webdataset's reader follows no plan."""
+    if reader == "webdataset":
+        return []
+    crops = []
+    for position in range(update * global_batch, (update + 1) * global_batch):
+        planned = inputs.train.crop(position)
+        part = inputs.train.parts[planned.part]
+        shard, row = part.split.place(planned.clip)
+        seconds = planned.start / part.split.corpus.sample_rate
+        crops.append({"shard": shard, "clip": row, "start_seconds": seconds})
+    return crops
 
 
 def _epochs(inputs: Inputs, global_batch: int, step: int) -> dict[str, float]:

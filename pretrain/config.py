@@ -265,7 +265,14 @@ class TrainConfig(Section):
     """What drives the optimizer: DeepSpeed, or plain torch DistributedDataParallel."""
 
     max_skipped_updates: Natural = 10
-    """Updates with a non-finite gradient in a row before the run stops (status 4)."""
+    """Most updates with a non-finite gradient among the last ``skip_window`` that are borne."""
+
+    skip_window: Count = 100
+    """Updates among which they are counted."""
+
+    max_rollbacks: Natural = 1
+    """How often a run with more of them goes back to the newest checkpoint from before the first
+    of them and passes over the data, before it stops (status 4)."""
 
     hang_seconds: Positive = 600.0
     """A rank that makes no progress for so long ends the run (status 76), and says why it waits."""
@@ -317,6 +324,10 @@ class HealthConfig(Section):
     after_steps: Natural = 5_000
     """Updates before which nothing is stopped: targets of a fresh model say little."""
 
+    spike_sigma: NonNegative = 6.0
+    """Losses and gradient norms so many standard deviations above the mean of the last 128 updates
+    are counted and written to ``incidents.jsonl``; 0: none."""
+
 
 class CheckpointConfig(Section):
     """When to save."""
@@ -326,6 +337,10 @@ class CheckpointConfig(Section):
 
     keep: Count = 2
     """Newest checkpoints that are kept."""
+
+    asynchronous: bool = True
+    """Whether training goes on while a checkpoint is written. It waits for the copies in memory
+    alone, and a kill may cost an interval and what it took to write."""
 
 
 class LoggingConfig(Section):

@@ -1,15 +1,19 @@
 """What drives the optimizer, as the trainer sees it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree
 
 from etude.data.batch import AudioBatch
 from etude.pretrain.config import OptimConfig
 from etude.pretrain.objective import StepOutput
+
+Write = Callable[[Path], None]
+"""Writes something into a folder."""
 
 
 class UpdateResult(NamedTuple):
@@ -34,11 +38,15 @@ class Engine(Protocol):
     def evaluate(self, batch: AudioBatch) -> StepOutput:
         """Forward alone, in evaluation mode and without gradients, in training's precision."""
 
-    def save(self, folder: Path) -> None:
-        """Writes what continuing exactly needs; every rank calls it, the folder exists."""
+    def snapshot(self) -> Write:
+        """Copies what continuing exactly needs into the host's memory; every rank calls it.
+
+        :returns: what writes this rank's part of the copy into an existing folder, in any thread,
+            while training goes on.
+        """
 
     def load(self, folder: Path) -> None:
-        """Reads what :meth:`save` wrote."""
+        """Reads what a :meth:`snapshot` wrote."""
 
 
 def build_optimizer(
@@ -59,6 +67,15 @@ def gradient_norm(module: nn.Module) -> Tensor:
     """Norm of all gradients of ``module``, scalar."""
     gradients = [p.grad for p in module.parameters() if p.grad is not None]
     return torch.nn.utils.get_total_norm(gradients)
+
+
+def host_copy(state: Any) -> Any:
+    """The same nested containers with copies of all tensors in the host's memory."""
+
+    def copy(leaf: Any) -> Any:
+        return leaf.detach().to("cpu", copy=True) if isinstance(leaf, Tensor) else leaf
+
+    return _pytree.tree_map(copy, state)
 
 
 def move(batch: AudioBatch, device: torch.device) -> AudioBatch:

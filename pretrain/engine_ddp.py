@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from etude.data.batch import AudioBatch
 from etude.pretrain.config import Config
 from etude.pretrain.distributed import COLLECTIVE_TIMEOUT, World
-from etude.pretrain.engine import UpdateResult, build_optimizer, move
+from etude.pretrain.engine import UpdateResult, Write, build_optimizer, host_copy, move
 from etude.pretrain.objective import StepOutput
 
 _STATE = "engine.pt"
@@ -71,17 +71,20 @@ class DdpEngine:
             output: StepOutput = self.objective(batch)
         return output
 
-    def save(self, folder: Path) -> None:
-        """Rank 0 writes module and optimizer, which are the same on all ranks."""
-        if self._world.is_main:
-            state = {
+    def snapshot(self) -> Write:
+        """Rank 0 copies module and optimizer, which are the same on all ranks."""
+        if not self._world.is_main:
+            return lambda folder: None
+        state = host_copy(
+            {
                 "module": self.objective.state_dict(),
                 "optimizer": self._optimizer.state_dict(),
             }
-            torch.save(state, folder / _STATE)
+        )
+        return lambda folder: torch.save(state, folder / _STATE)
 
     def load(self, folder: Path) -> None:
-        """Reads what :meth:`save` wrote; nothing in it is executed."""
+        """Reads what a :meth:`snapshot` wrote; nothing in it is executed."""
         state = torch.load(folder / _STATE, map_location=self._world.device, weights_only=True)
         self.objective.load_state_dict(state["module"])
         self._optimizer.load_state_dict(state["optimizer"])

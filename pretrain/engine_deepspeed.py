@@ -12,7 +12,14 @@ from torch import nn
 from etude.data.batch import AudioBatch
 from etude.pretrain.config import Config
 from etude.pretrain.distributed import COLLECTIVE_TIMEOUT, World
-from etude.pretrain.engine import UpdateResult, build_optimizer, gradient_norm, move
+from etude.pretrain.engine import (
+    UpdateResult,
+    Write,
+    build_optimizer,
+    gradient_norm,
+    host_copy,
+    move,
+)
 from etude.pretrain.errors import CheckpointError
 from etude.pretrain.objective import StepOutput
 
@@ -26,6 +33,8 @@ from deepspeed.runtime.zero.utils import ZeRORuntimeException  # noqa: E402
 from deepspeed.utils.tensor_fragment import fragment_address  # noqa: E402
 
 _TAG = "engine"
+_HERE = "checkpoint"
+"""Stands for the folder that is not known yet when DeepSpeed's states are copied."""
 
 
 class DeepSpeedEngine:
@@ -47,7 +56,10 @@ class DeepSpeedEngine:
             config=settings,
             dist_init_required=False,
         )[0]
-        self._engine.checkpoint_engine = _SafeCheckpointEngine(self._engine._config)
+        self._files = _SafeCheckpointEngine(self._engine._config)
+        self._engine.checkpoint_engine = self._files
+        # ZeRO would lay two scripts beside its files, which are not there yet when it does.
+        self._engine._copy_recovery_script = lambda folder: None
         self._stage: int = self._engine.zero_optimization_stage()
         self.objective = objective
 
@@ -87,9 +99,18 @@ class DeepSpeedEngine:
             output: StepOutput = self.objective(batch)
         return output
 
-    def save(self, folder: Path) -> None:
-        """Writes DeepSpeed's files; what of them is valid is the checkpoint's business."""
-        self._engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
+    def snapshot(self) -> Write:
+        """Copies what DeepSpeed would write; which of it is valid is the checkpoint's business."""
+        self._engine.save_checkpoint(_HERE, tag=_TAG, save_latest=False)
+        files = self._files.taken()
+
+        def write(folder: Path) -> None:
+            for path, state in files.items():
+                target = folder / Path(path).relative_to(_HERE)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                torch.save(state, target)
+
+        return write
 
     def load(self, folder: Path) -> None:
         """Reads DeepSpeed's files without executing anything in them.
@@ -110,7 +131,25 @@ class DeepSpeedEngine:
 
 
 class _SafeCheckpointEngine(TorchCheckpointEngine):  # type: ignore[misc]
-    """DeepSpeed's own engine unpickles whatever it finds; this one reads tensors and its enums."""
+    """DeepSpeed's own engine unpickles whatever it finds, and writes while training waits.
+
+    This one reads tensors and DeepSpeed's enums alone, and copies what is to be written.
+    """
+
+    def __init__(self, settings: Any) -> None:
+        super().__init__(settings)
+        self._states: dict[str, Any] = {}
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        """Folders are made when the copies are written."""
+
+    def save(self, state_dict: Any, path: str) -> None:
+        self._states[path] = host_copy(state_dict)
+
+    def taken(self) -> dict[str, Any]:
+        """What was saved since the last call, by path."""
+        states, self._states = self._states, {}
+        return states
 
     def load(self, path: str, map_location: Any = None) -> Any:
         allowed = [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]

@@ -15,6 +15,17 @@ class NumericsError(Exception):
     exit_status = 4
 
 
+class DivergedError(NumericsError):
+    """Too many gradients were not finite: the run may go back to before the first of them.
+
+    :param first: the update of the first of them.
+    """
+
+    def __init__(self, message: str, *, first: int) -> None:
+        super().__init__(message)
+        self.first = first
+
+
 class CollapseError(NumericsError):
     """Representations lost their spread.
 

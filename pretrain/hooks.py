@@ -112,7 +112,10 @@ class Progress(Hook):
 
 
 class SaveCheckpoints(Hook):
-    """Publishes a checkpoint every so many updates and at the end."""
+    """Makes a checkpoint every so many updates and at the end.
+
+    :param asynchronous: lets training go on while a checkpoint is written.
+    """
 
     def __init__(
         self,
@@ -121,33 +124,56 @@ class SaveCheckpoints(Hook):
         *,
         every: int,
         max_steps: int,
-        state: Mapping[str, str],
+        corpus: str,
+        asynchronous: bool,
     ) -> None:
         self._checkpoints = checkpoints
         self._objective = objective
         self._every = every
         self._max_steps = max_steps
-        self._state = state
+        self._corpus = corpus
+        self._asynchronous = asynchronous
+        self._begun: int | None = None
+
+    @property
+    def newest(self) -> Path | None:
+        """The newest checkpoint that was published or continued from."""
+        return self._checkpoints.newest
+
+    def continues(self, step: int) -> None:
+        """Training goes on from a checkpoint of ``step``, which need not be saved again."""
+        self._begun = step
 
     def step_end(self, trainer: "Trainer") -> None:
-        """Saves when it is time."""
-        if trainer.step % self._every == 0 or trainer.step == self._max_steps:
+        """Begins a checkpoint when it is time, and takes further what is being written."""
+        self._checkpoints.advance()
+        if trainer.step == self._max_steps:
+            self.save(trainer)
+            self.finish()
+        elif trainer.step % self._every == 0:
             self.save(trainer)
 
     def save(self, trainer: "Trainer") -> None:
-        """Publishes a checkpoint of the current step, unless there is one."""
-        if trainer.checkpoint is not None and trainer.checkpoint_step == trainer.step:
+        """Begins a checkpoint of the current step, unless there is one."""
+        if self._begun == trainer.step:
             return
-        trainer.checkpoint = self._checkpoints.save(
+        self._begun = trainer.step
+        self._checkpoints.begin(
             trainer.step,
             engine=trainer.engine,
             encoder=self._objective.encoder,
-            state={**self._state, "skipped_updates": trainer.skipped_updates},
+            state={**trainer.state.values(), "corpus": self._corpus},
         )
-        trainer.checkpoint_step = trainer.step
+        if not self._asynchronous:
+            self.finish()
+
+    def finish(self) -> None:
+        """Waits until what was begun is published."""
+        self._checkpoints.advance(wait=True)
 
     def newest_until(self, step: int) -> Path | None:
-        """The newest checkpoint of update ``step`` or before."""
+        """The newest checkpoint of update ``step`` or before, of those that were begun too."""
+        self.finish()
         return self._checkpoints.newest_until(step)
 
 

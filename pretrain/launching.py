@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import distributed as dist
 
-from etude.pretrain.assemble import train
 from etude.pretrain.checkpoint import find_damage, published, step_of
+from etude.pretrain.compile_locks import describe_locks, stale_locks
 from etude.pretrain.config import Config
 from etude.pretrain.distributed import World, complete_environment, current_world
 from etude.pretrain.dry_run import describe_run
@@ -16,6 +16,7 @@ from etude.pretrain.errors import CollapseError, LostRankError
 from etude.pretrain.inputs import Inputs, check_inputs
 from etude.pretrain.label_check import check_labels
 from etude.pretrain.run_folder import RunFolder
+from etude.pretrain.running import train
 from etude.pretrain.stop import ignore_signals
 from etude.pretrain.trainer import Trainer
 from etude.pretrain.watchdog import Watchdog
@@ -43,6 +44,8 @@ def train_run(config: Config) -> int:
     _start_log(folder.log, world)
     for note in inputs.notes:
         _log.warning("%s", note)
+    if locks := stale_locks():
+        _log.warning("%s.", describe_locks(locks))
     code, reason, step = 1, "failed", 0
     rank = world.rank
     collapse: CollapseError | None = None

@@ -20,6 +20,7 @@ _MAY_DIFFER = (
     "train.max_steps",
     "train.micro_batch",
     "train.hang_seconds",
+    "train.max_rollbacks",
     "data.workers",
     "data.cache",
     "data.cache_gb",
@@ -40,6 +41,7 @@ class RunFolder:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
+        self.incidents = path / "incidents.jsonl"
         self.tensorboard = path / "tensorboard"
         self.log = path / "train.log"
         self._config = path / "config.yaml"
@@ -127,8 +129,8 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
             return
 
 
-def cut_metrics(path: Path, step: int) -> None:
-    """Drops what was logged after ``step``, so that continuing does not log it twice."""
+def cut_lines(path: Path, step: int) -> None:
+    """Drops what was written after ``step``, so that continuing does not write it twice."""
     if path.is_file():
         kept = [line for line in read_metrics(path) if line["step"] <= step]
         text = "".join(json.dumps(line) + "\n" for line in kept)

@@ -25,6 +25,7 @@ from types import TracebackType
 from typing import final
 
 from etude.pretrain.checkpoint import published
+from etude.pretrain.compile_locks import describe_locks, stale_locks
 from etude.pretrain.errors import LostRankError
 from etude.pretrain.launchers import start_time
 from etude.pretrain.run_folder import RunFolder
@@ -148,6 +149,8 @@ class Watchdog:
             f"no progress for {self._limit:g} s (train.hang_seconds): {about}; "
             f"{own.describe(now)}, its stacks are in {stacks}"
         )
+        if self._phase == _START and (locks := stale_locks()):
+            reason += f"; {describe_locks(locks)}"
         print(f"error: {reason}.", file=sys.stderr, flush=True)
         with stacks.open("w") as file:
             faulthandler.dump_traceback(file)

@@ -1,9 +1,10 @@
-"""Engines in a world of one, built as a run builds them."""
+"""Engines and runs in a world of one, built as a run builds them."""
 
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -12,10 +13,15 @@ from torch import Tensor
 from etude.data.batch import AudioBatch
 from etude.data.pipeline import training_batches
 from etude.pretrain.assemble import build_engine, build_objective
+from etude.pretrain.checkpoint import step_of
 from etude.pretrain.config_file import load_config
 from etude.pretrain.distributed import World
 from etude.pretrain.engine import UpdateResult
 from etude.pretrain.inputs import check_inputs
+from etude.pretrain.run_folder import RunFolder
+from etude.pretrain.running import train
+from etude.pretrain.trainer import Trainer
+from etude.pretrain.watchdog import Watchdog
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
 LR = 1e-3
@@ -75,3 +81,21 @@ class Training:
 
     def state(self) -> dict[str, Tensor]:
         return {name: value.clone() for name, value in self.objective.state_dict().items()}
+
+
+def run(recipe: Path, folder: Path, *words: str) -> Trainer:
+    """A whole run in this process, in the folder ``folder``."""
+    config = load_config(recipe, [f"run.dir={folder}", *words])
+    inputs = check_inputs(config, rank=0, ranks=1, device="cpu")
+    run_folder = RunFolder(folder)
+    run_folder.start(config)
+    with Watchdog(run_folder, rank=0, ranks=1, limit=config.train.hang_seconds) as watchdog:
+        return train(config, inputs, ALONE, run_folder, watchdog)
+
+
+def lines(folder: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / name).open()]
+
+
+def saved(folder: Path) -> list[int]:
+    return sorted(step_of(path) for path in (folder / "checkpoints").glob("step-*"))

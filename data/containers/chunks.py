@@ -83,18 +83,14 @@ def _wav_audio(
         wrapped = size >= 1 << 32 and (held - length) % (1 << 32) == 0
         if (of_audio or wrapped) and not sized and fmt:
             wrong = f"the header promises {length} bytes of audio, there are {held}"
-            return Promise(
-                wrong_header=wrong, parts=_wav_parts(head, order, fmt, at, at + held, size)
-            )
+            return Promise(wrong_header=wrong, parts=_wav_parts(head, order, fmt, at, at + held))
     if abs(chunk.total - size) > 8:
         wrong = f"the header promises a file of {chunk.total} bytes, it has {size}"
         return Promise(wrong_header=wrong)
     return Promise()
 
 
-def _wav_parts(
-    head: bytes, order: str, fmt: bytes, start: int, end: int, size: int
-) -> tuple[Part, ...]:
+def _wav_parts(head: bytes, order: str, fmt: bytes, start: int, end: int) -> tuple[Part, ...]:
     """The audio from ``start`` to ``end`` behind a header of its own."""
     frame = struct.unpack(order + "H", fmt[12:14])[0] if len(fmt) >= 14 else 1
     end -= (end - start) % max(1, frame)
@@ -118,7 +114,7 @@ def _unpadded(file: BinaryIO, size: int, head: bytes, order: str) -> Promise:
         elif name == b"data":
             if length > held:
                 return truncated(f"the header promises {length} bytes of audio, {held} are there")
-            parts = _wav_parts(head, order, fmt, at + 8, at + 8 + length, size)
+            parts = _wav_parts(head, order, fmt, at + 8, at + 8 + length)
             return Promise(wrong_header="chunks of odd length without padding", parts=parts)
         at += 8 + length
     return truncated("the file ends before its audio begins")

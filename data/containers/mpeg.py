@@ -27,7 +27,7 @@ _REST = 1 << 12
 _SLACK_SECONDS = 0.1
 """Editors cut a few frames and leave the count."""
 
-_KBPS = {
+KBPS = {
     (1, 1): (0, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
     (1, 2): (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
     (1, 3): (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
@@ -35,7 +35,9 @@ _KBPS = {
     (2, 2): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
     (2, 3): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
-_HERTZ = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}
+"""Bit rates by (MPEG 1 or later, layer) and their number in the header."""
+HERTZ = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}
+"""Sample rates by the header's version bits and their number in it."""
 _SAME = 0x1E0C
 """Bits of the second and third byte that do not change within a stream: version, layer, rate."""
 
@@ -49,8 +51,8 @@ def _frame_lengths() -> list[int]:
         if version == 1 or layer == 4 or bit_rate in (0, 15) or rate == 3:
             continue
         generation = 1 if version == 3 else 2
-        bits = _KBPS[generation, layer][bit_rate] * 1000
-        hertz = _HERTZ[version][rate]
+        bits = KBPS[generation, layer][bit_rate] * 1000
+        hertz = HERTZ[version][rate]
         if layer == 1:
             lengths[key] = (12 * bits // hertz + padding) * 4
         else:
@@ -81,14 +83,18 @@ class _Run:
     @property
     def kind(self) -> int:
         """The bits that all frames share."""
-        return (self.header[1] << 8 | self.header[2]) & _SAME
+        return self._key & _SAME
+
+    @property
+    def _key(self) -> int:
+        return self.header[1] << 8 | self.header[2]
 
     @property
     def seconds_of_a_frame(self) -> float:
-        key = self.header[1] << 8 | self.header[2]
+        key = self._key
         version, layer = key >> 11 & 3, 4 - (key >> 9 & 3)
         samples = 384 if layer == 1 else 576 if layer == 3 and version != 3 else 1152
-        return samples / _HERTZ[version][key >> 2 & 3]
+        return samples / HERTZ[version][key >> 2 & 3]
 
 
 def read_mp3(file: BinaryIO, size: int) -> Promise | None:

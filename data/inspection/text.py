@@ -65,9 +65,8 @@ def licence_rows(inspection: Inspection) -> Rows:
     if not licences:
         return []
     total = sum(licences.values())
-    ordered = sorted(licences.items(), key=lambda pair: (-pair[1], pair[0]))
     rows = [["licence", "over", "audio", "share"]]
-    for name, seconds in ordered:
+    for name, seconds in licences.items():
         rows.append([name, "all clips", f"{seconds / 3600:,.2f} h", f"{seconds / total:.1%}"])
     return rows
 

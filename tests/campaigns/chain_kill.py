@@ -1,15 +1,18 @@
 """Runs are killed again and again, and must end as if nothing had been.
 
-    python tests/campaigns/chain_kill.py [--kills 100] [--seed S] [--ranks 1 2]
+    python tests/campaigns/chain_kill.py [--kills 100] [--seed S] [--ranks 1 2] [--stage 0]
 
 A MERT-like and a music2vec-like run, tiny but real: plain python or torchrun, DeepSpeed, shards, a
 checkpoint every few updates. Every process of a run dies of SIGKILL at a random instant: while it
 starts, trains, validates or saves. The same command is given again until the run is done; then the
 next run begins, until all kills are used. With `--ranks 1 2` every start draws how many there are.
+Every start also draws whether training goes on while a checkpoint is written.
 
 Every line of metrics that was ever written must be that of a run which was left alone: bit for bit
 with one rank, to 1e-6 once another number has taken part (without dropout, which every rank draws
-for itself). No start may fail, and none may lose more than the updates since the last checkpoint.
+for itself). No start may fail. A kill may cost the updates since the last checkpoint was due, and
+where saving was asynchronous those before it, if it was not published yet: a save waits for the one
+before.
 """
 
 import argparse
@@ -51,7 +54,6 @@ PARADIGMS: dict[str, dict[str, Any]] = {
             "targets": {"cqt": {"kind": "cqt", "bins": 24, "bins_per_octave": 12, "fmin": 220.0}},
             "mixture": {"prob": 0.5, "group": 2, "min_seconds": 0.2, "max_seconds": 0.5},
         },
-        "deepspeed": {"zero_optimization": {"stage": 0}},
     },
     "music2vec": {
         "model": {**TINY, "conv_norm": "layer"},
@@ -96,6 +98,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1])
+    parser.add_argument("--stage", type=int, default=0, choices=[0, 1, 2], help="of ZeRO")
     parser.add_argument("--paradigms", nargs="+", default=list(PARADIGMS), choices=list(PARADIGMS))
     options = parser.parse_args()
     failed = False
@@ -105,7 +108,7 @@ def main() -> int:
             count = len(options.paradigms)
             kills = options.kills // count + (number < options.kills % count)
             dropout = 0.1 if set(options.ranks) == {1} else 0.0
-            recipe = write_recipe(Path(folder), name, corpus, dropout=dropout)
+            recipe = write_recipe(Path(folder), name, corpus, dropout=dropout, stage=options.stage)
             tally = campaign(recipe, kills, options.ranks, random.Random(options.seed + number))
             print(f"{name}: {describe(tally)}", flush=True)
             for mistake in tally.mistakes:
@@ -127,7 +130,7 @@ def campaign(recipe: Path, kills: int, ranks: list[int], generator: random.Rando
     """Kills runs of a recipe, ``kills`` times in all."""
     alone = recipe.with_name(f"{recipe.stem}-alone")
     began = time.monotonic()
-    done = start(recipe, alone, 1)
+    done = start(recipe, alone, 1, False)
     said = done.communicate()[1]
     if done.returncode:
         raise SystemExit(f"the run that is left alone failed: {said}")
@@ -159,7 +162,8 @@ def kill_one_run(
         tally.changes += before is not None and size != before
         before = size
         tally.starts += 1
-        process = start(recipe, run, size)
+        behind = generator.random() < 0.5
+        process = start(recipe, run, size, behind)
         killed = tally.kills < kills
         if killed:
             # Some early, most anywhere in what a start and the rest of the run take.
@@ -182,7 +186,7 @@ def kill_one_run(
         tally.in_save += bool(drafts)
         saved = max((int(p.name[5:]) for p in run.glob("checkpoints/step-????????")), default=0)
         tally.repeated = max(tally.repeated, last - saved)
-        if last - saved > EVERY:
+        if last - saved >= (2 * EVERY if behind else EVERY + 1):
             tally.mistakes.append(f"{run.name}: update {last} reached, but only {saved} is saved")
         reached = last
 
@@ -245,12 +249,16 @@ def lines(run: Path) -> Iterator[dict[str, Any]]:
             return
 
 
-def start(recipe: Path, run: Path, ranks: int) -> "subprocess.Popen[str]":
+def start(recipe: Path, run: Path, ranks: int, behind: bool) -> "subprocess.Popen[str]":
     launcher = [sys.executable]
     if ranks > 1:
         launcher = [str(BIN / "torchrun"), "--standalone", "--nproc_per_node", str(ranks)]
     return subprocess.Popen(
-        [*launcher, str(TRAIN), str(recipe), f"run.dir={run}"],
+        [
+            *launcher,
+            *map(str, (TRAIN, recipe, f"run.dir={run}")),
+            f"checkpoint.asynchronous={str(behind).lower()}",
+        ],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -259,7 +267,7 @@ def start(recipe: Path, run: Path, ranks: int) -> "subprocess.Popen[str]":
     )
 
 
-def write_recipe(folder: Path, name: str, corpus: Path, *, dropout: float) -> Path:
+def write_recipe(folder: Path, name: str, corpus: Path, *, dropout: float, stage: int) -> Path:
     values = {
         "run": {"dir": str(folder / "unused")},
         "seed": 5,
@@ -274,6 +282,7 @@ def write_recipe(folder: Path, name: str, corpus: Path, *, dropout: float) -> Pa
         "checkpoint": {"every_steps": EVERY},
         "logging": {"every_steps": 1, "valid_every_steps": 6, "tensorboard": False},
         "health": {"every_steps": 0, "min_target_std": 0.0, "min_prediction_std": 0.0},
+        "deepspeed": {"zero_optimization": {"stage": stage}},
         **PARADIGMS[name],
     }
     kinds = ("dropout", "attention_dropout", "projection_dropout")

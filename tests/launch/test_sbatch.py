@@ -12,11 +12,14 @@ import pytest
 from run_parts import LAUNCH
 
 
-def submit(tmp_path: Path, *words: str, status: int, said: int | None) -> tuple[int, str]:
+def submit(
+    tmp_path: Path, *words: str, status: int, said: int | None, step: int = 0
+) -> tuple[int, str]:
     """The job's exit status, and the calls it made."""
     calls = tmp_path / "calls"
     exit_json = tmp_path / "run" / "EXIT.json"
-    write = "" if said is None else f"echo '{json.dumps({'code': said})}' > {exit_json}\n"
+    content = json.dumps({"code": said, "step": step})
+    write = "" if said is None else f"echo '{content}' > {exit_json}\n"
     scripts = {
         "srun": f"echo srun $* >> {calls}\n{write}exit {status}\n",
         "scontrol": f"echo scontrol $* >> {calls}\n",
@@ -54,6 +57,13 @@ def test_an_interrupted_run_is_queued_again_and_no_other(
     assert calls.startswith(f"srun python launch/train.py {' '.join(words)}\n")
     assert ("scontrol requeue 17" in calls) == requeued
     assert ended == (0 if requeued else status)
+
+
+def test_a_job_that_gets_no_further_is_not_queued_for_ever(tmp_path: Path) -> None:
+    words = ("configs/quickstart.yaml", f"run.dir={tmp_path / 'run'}")
+    steps = (0, 0, 40, 40, 55, 55, 55)
+    ended = [submit(tmp_path, *words, status=75, said=75, step=step)[0] for step in steps]
+    assert ended == [0, 0, 0, 0, 0, 0, 75]
 
 
 def test_without_a_folder_nothing_is_started(tmp_path: Path) -> None:

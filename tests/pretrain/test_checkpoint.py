@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pickle
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ from etude.pretrain.checkpoint import Checkpoints, find_damage
 from etude.pretrain.config import Config
 from etude.pretrain.config_file import load_config
 from etude.pretrain.distributed import World
+from etude.pretrain.engine import Write
 from etude.pretrain.engine_ddp import DdpEngine
 from etude.pretrain.errors import CheckpointError, StorageError
 
@@ -150,9 +152,14 @@ def test_latest_is_not_trusted(trained: Trained, content: str) -> None:
 class _FullDisk(DdpEngine):
     """Writes its file, then fails as on a full disk."""
 
-    def save(self, folder: Path) -> None:
-        super().save(folder)
-        raise OSError(28, "No space left on device")
+    def snapshot(self) -> Write:
+        write = super().snapshot()
+
+        def fail(folder: Path) -> None:
+            write(folder)
+            raise OSError(28, "No space left on device")
+
+        return fail
 
 
 def test_a_save_that_fails_publishes_nothing_and_the_next_one_replaces_it(
@@ -176,6 +183,73 @@ def test_a_save_that_fails_publishes_nothing_and_the_next_one_replaces_it(
     published = trained.save(20)
     assert names(before.parent) == ["latest", before.name, published.name]
     assert trained.newest() == published and "left over" not in names(published)
+
+
+class _SlowDisk(DdpEngine):
+    """Writes its file once it is told that the disk is there."""
+
+    def snapshot(self) -> Write:
+        write = super().snapshot()
+        self.there = threading.Event()
+
+        def wait(folder: Path) -> None:
+            assert self.there.wait(60)
+            write(folder)
+
+        return wait
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(trained: Trained, config: Config) -> None:
+    engine = _SlowDisk(trained.encoder, config, ALONE, micro_batches=1)
+    checkpoints = trained.checkpoints
+    before = trained.save(10)
+    checkpoints.begin(20, engine=engine, encoder=trained.encoder, state={"corpus": "abc"})
+    assert checkpoints.advance() is None and checkpoints.newest == before
+    with torch.no_grad():
+        trained.encoder.mask_embedding.fill_(99)  # training goes on
+    assert trained.newest() == before and names(before.parent)[-1] == "step-00000020.tmp"
+    engine.there.set()
+    published = checkpoints.advance(wait=True)
+    assert published == checkpoints.newest == trained.newest() != before
+    assert checkpoints.advance(wait=True) is None
+    # What it holds is what was there when it began.
+    assert load_encoder(published).mask_embedding.unique().tolist() == [10]
+    trained.engine.load(published / "engine")
+    assert trained.encoder.mask_embedding.unique().tolist() == [10]
+
+
+def test_a_save_waits_for_the_one_before(trained: Trained, config: Config) -> None:
+    engine = _SlowDisk(trained.encoder, config, ALONE, micro_batches=1)
+    checkpoints = trained.checkpoints
+    checkpoints.begin(10, engine=engine, encoder=trained.encoder, state={"corpus": "abc"})
+    threading.Timer(0.3, engine.there.set).start()
+    newest = trained.save(20)
+    assert names(newest.parent) == ["latest", "step-00000010", "step-00000020"]
+    assert all(find_damage(newest.parent / name) is None for name in names(newest.parent)[1:])
+
+
+def test_a_save_that_fails_in_the_background_is_told_when_ranks_next_agree(
+    trained: Trained, config: Config
+) -> None:
+    engine = _FullDisk(trained.encoder, config, ALONE, micro_batches=1)
+    checkpoints = trained.checkpoints
+    checkpoints.begin(10, engine=engine, encoder=trained.encoder, state={"corpus": "abc"})
+    with pytest.raises(StorageError, match="No space left on device. there is no checkpoint yet"):
+        checkpoints.advance(wait=True)
+    assert names(checkpoints.folder) == []
+    assert checkpoints.advance(wait=True) is None  # told once
+
+
+def test_what_is_no_fault_of_the_disk_is_not_told_as_one(trained: Trained, config: Config) -> None:
+    class Broken(DdpEngine):
+        def snapshot(self) -> Write:
+            return lambda folder: [][0]
+
+    engine = Broken(trained.encoder, config, ALONE, micro_batches=1)
+    with pytest.raises(IndexError):
+        trained.checkpoints.save(
+            10, engine=engine, encoder=trained.encoder, state={"corpus": "abc"}
+        )
 
 
 def test_saving_a_step_again_replaces_a_damaged_checkpoint(trained: Trained) -> None:

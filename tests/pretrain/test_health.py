@@ -1,37 +1,30 @@
 """What a look at representations finds, and how a run that collapses is ended."""
 
-import json
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from engine_parts import ALONE, lines, run, saved
 from torch import Tensor
 from torch.nn import functional as F
 from training_parts import SMALL
 
 from etude.data.pipeline import held_out_batches
 from etude.data.shards import Corpus
-from etude.pretrain.assemble import train
-from etude.pretrain.checkpoint import Checkpoints, find_damage, step_of
+from etude.pretrain.checkpoint import Checkpoints, find_damage
 from etude.pretrain.config_file import load_config
-from etude.pretrain.distributed import World
 from etude.pretrain.engine_ddp import DdpEngine
 from etude.pretrain.errors import CollapseError, NumericsError
 from etude.pretrain.health import FeatureHealth, StopAtCollapse
 from etude.pretrain.hooks import SaveCheckpoints
 from etude.pretrain.inputs import check_inputs
 from etude.pretrain.masked_prediction import MaskedPrediction
-from etude.pretrain.run_folder import RunFolder
 from etude.pretrain.trainer import Trainer
-from etude.pretrain.watchdog import Watchdog
 
 pytestmark = pytest.mark.usefixtures("process_group")
-
-ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
 
 # What features say of themselves.
 
@@ -139,28 +132,11 @@ def recipe(small_corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return path
 
 
-def run(recipe: Path, folder: Path, *words: str) -> Trainer:
-    config = load_config(recipe, [f"run.dir={folder}", *words])
-    inputs = check_inputs(config, rank=0, ranks=1, device="cpu")
-    run_folder = RunFolder(folder)
-    run_folder.start(config)
-    with Watchdog(run_folder, rank=0, ranks=1, limit=config.train.hang_seconds) as watchdog:
-        return train(config, inputs, ALONE, run_folder, watchdog)
-
-
 def collapsed(recipe: Path, folder: Path, *words: str) -> CollapseError:
     with pytest.raises(CollapseError) as caught:
         run(recipe, folder, *words)
     assert isinstance(caught.value, NumericsError) and caught.value.exit_status == 4
     return caught.value
-
-
-def lines(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").open()]
-
-
-def saved(folder: Path) -> list[int]:
-    return sorted(step_of(path) for path in (folder / "checkpoints").glob("step-*"))
 
 
 class Free:
@@ -248,15 +224,18 @@ class Judge:
         objective = trainer.engine.objective
         assert isinstance(objective, MaskedPrediction)
         checkpoints = Checkpoints(folder / "checkpoints", keep=20, world=ALONE)
-        saver = SaveCheckpoints(checkpoints, objective, every=1000, max_steps=1000, state={})
+        saver = SaveCheckpoints(
+            checkpoints, objective, every=1000, max_steps=1000, corpus="", asynchronous=True
+        )
         self.saver, self.trainer = saver, trainer
         chosen = {"target_std": 0.1, "prediction_std": 0.01, **limits}
         self.hook = StopAtCollapse(chosen, after_steps=10, saver=saver)
 
     def hears(self, step: int, **values: float) -> None:
-        self.trainer.step, self.trainer.checkpoint = step, None
+        self.trainer.state.step = step
         line = {key.replace("__", "/"): value for key, value in values.items()}
         self.hook.logged(self.trainer, {"loss": 1.0, **line})
+        self.saver.finish()
 
 
 def test_what_is_not_a_number_is_not_healthy(free: Free, tmp_path: Path) -> None:
@@ -280,7 +259,7 @@ def test_a_checkpoint_after_the_last_healthy_line_is_not_the_last_healthy_one(
 ) -> None:
     judge = Judge(free.trainer, tmp_path)
     judge.hears(20, a__target_std=0.15)
-    judge.trainer.step = 21
+    judge.trainer.state.step = 21
     judge.saver.save(judge.trainer)
     with pytest.raises(CollapseError) as caught:
         judge.hears(22, a__target_std=0.09)

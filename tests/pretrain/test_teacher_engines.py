@@ -72,10 +72,13 @@ def test_the_teacher_is_the_average_of_the_student_after_each_update(
         assert name.startswith("positions.") or not torch.equal(teacher[name], student[name]), name
 
 
+@PRECISIONS
 @pytest.mark.parametrize("words", ENGINES)
 def test_a_loaded_teacher_is_the_saved_one_and_goes_on_to_the_last_bit(
-    recipe: Path, words: tuple[str, ...], tmp_path: Path
+    recipe: Path, words: tuple[str, ...], precision: str, tmp_path: Path
 ) -> None:
+    words = (*words, f"train.precision={precision}")
+
     def go(training: Training, updates: range) -> list[float]:
         losses = []
         for update in updates:
@@ -85,7 +88,7 @@ def test_a_loaded_teacher_is_the_saved_one_and_goes_on_to_the_last_bit(
 
     straight, continued = Training(recipe, *words), Training(recipe, *words)
     go(straight, range(3))
-    straight.engine.save(tmp_path)
+    straight.engine.snapshot()(tmp_path)
     kept = parts(straight.state())[1]
     expected = go(straight, range(3, 6))
 

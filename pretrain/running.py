@@ -1,0 +1,121 @@
+"""One run: it continues where its folder stopped, trains, and goes back where it must."""
+
+import logging
+
+from etude.pretrain.assemble import build_engine, build_objective, build_trainer
+from etude.pretrain.checkpoint import Checkpoints
+from etude.pretrain.config import Config
+from etude.pretrain.distributed import World, barrier
+from etude.pretrain.engine import Engine
+from etude.pretrain.errors import ConfigError, DivergedError, NumericsError
+from etude.pretrain.hooks import SaveCheckpoints
+from etude.pretrain.inputs import Inputs
+from etude.pretrain.run_folder import RunFolder, cut_lines
+from etude.pretrain.run_state import RunState
+from etude.pretrain.stop import StopRequest
+from etude.pretrain.trainer import Trainer
+from etude.pretrain.watchdog import Watchdog
+
+_log = logging.getLogger(__name__)
+
+
+def train(
+    config: Config, inputs: Inputs, world: World, folder: RunFolder, watchdog: Watchdog
+) -> Trainer:
+    """Trains to the end of the run, continuing where its folder stopped; returns the trainer."""
+    checkpoints = Checkpoints(folder.checkpoints, keep=config.checkpoint.keep, world=world)
+    found = checkpoints.newest_valid()
+    objective = build_objective(config, inputs)
+    saver = SaveCheckpoints(
+        checkpoints,
+        objective,
+        every=config.checkpoint.every_steps,
+        max_steps=config.train.max_steps,
+        corpus=inputs.fingerprint,
+        asynchronous=config.checkpoint.asynchronous,
+    )
+    with StopRequest(world.device) as stop:
+        engine = build_engine(objective, config, world, inputs.share)
+        state = RunState()
+        if found is not None:
+            path, content = found
+            if content["corpus"] != inputs.fingerprint:
+                places = ", ".join(corpus.place for corpus in inputs.corpora)
+                raise ConfigError(
+                    f"{path} was trained on another corpus than {places} is now: its order could "
+                    "not go on. Choose another run.dir."
+                )
+            checkpoints.load_engine(path, engine)
+            state = RunState.of(content)
+            saver.continues(state.step)
+        while True:
+            _cut(folder, state.step, world)
+            if world.is_main:
+                how = f"continuing at update {state.step}" if state.step else "starting at update 0"
+                _log.info("%s", how)
+            trainer = build_trainer(
+                config,
+                inputs,
+                world,
+                folder,
+                state=state,
+                engine=engine,
+                objective=objective,
+                saver=saver,
+                stop=stop,
+                watchdog=watchdog,
+            )
+            try:
+                trainer.fit()
+                return trainer
+            except DivergedError as error:
+                saver.finish()
+                state = _go_back(error, trainer.state, config, checkpoints, engine)
+                saver.continues(state.step)
+
+
+def _go_back(
+    error: DivergedError,
+    state: RunState,
+    config: Config,
+    checkpoints: Checkpoints,
+    engine: Engine,
+) -> RunState:
+    """Loads the newest checkpoint from before the trouble; returns the state to go on with.
+
+    The order goes on after the data of the trouble. All of it follows from what every rank knows:
+    all do the same, and a run that is killed meanwhile and started again comes to the same point.
+
+    :raises NumericsError: if there is none, or the run went back often enough.
+    """
+    limit = config.train.max_rollbacks
+    if state.rollbacks >= limit:
+        raise NumericsError(
+            f"{error} The run has gone back {state.rollbacks} times already "
+            f"(train.max_rollbacks is {limit})."
+        ) from error
+    found = checkpoints.newest_valid(until=error.first)
+    if found is None:
+        raise NumericsError(
+            f"{error} There is no checkpoint from before to go back to; checkpoint.every_steps is "
+            f"{config.checkpoint.every_steps}."
+        ) from error
+    path, content = found
+    barrier()  # all have found the same before any is deleted
+    checkpoints.drop_after(int(content["step"]))
+    checkpoints.load_engine(path, engine)
+    after = state.went_back(RunState.of(content))
+    _log.warning(
+        "%s Going back to %s and passing over the data of %d updates.",
+        error,
+        path,
+        after.passed_over - RunState.of(content).passed_over,
+    )
+    return after
+
+
+def _cut(folder: RunFolder, step: int, world: World) -> None:
+    """What was written after ``step`` comes again."""
+    if world.is_main:
+        cut_lines(folder.metrics, step)
+        cut_lines(folder.incidents, step)
