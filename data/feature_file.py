@@ -134,6 +134,7 @@ def read_metadata(path: Path) -> dict[str, Any] | None:
         KeyError,
         TypeError,
         EOFError,
+        RecursionError,
         struct.error,
         zipfile.BadZipFile,
         zlib.error,

@@ -10,9 +10,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, BinaryIO, final
+from zipfile import BadZipFile
 
 _OPEN_FILES = 128
+
+NO_ARRAY = (
+    *(ValueError, EOFError, OSError, SyntaxError, TokenError),
+    *(TypeError, OverflowError, MemoryError, RecursionError, BadZipFile),
+)
+"""What numpy raises for a file that is no array, or a damaged one: its header goes through Python's
+own parser, and may promise more than there is memory."""
 
 
 @contextmanager

@@ -32,7 +32,7 @@ def begin(out: Path, settings: PrepareSettings, scan: Scan, say: Callable[[str],
         _refuse_strangers(out, finished)
         write_bytes(path, json_bytes(wanted))
         return True
-    before = json.loads(path.read_bytes())
+    before = _read(path)
     # Settings that are younger than a finished corpus cannot differ from it.
     younger = wanted["settings"].keys() - before["settings"].keys()
     changes = _changes(before, wanted)
@@ -60,6 +60,19 @@ def begin(out: Path, settings: PrepareSettings, scan: Scan, say: Callable[[str],
     _clear(out)
     write_bytes(path, json_bytes(wanted))
     return True
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        before: dict[str, Any] = json.loads(path.read_bytes())
+        if not isinstance(before["settings"], dict) or not {"sources", "files"} <= before.keys():
+            raise ValueError("settings, sources and files are wanted")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(
+            f"{path}: not what launch/prepare.py writes ({error!r}). Choose another --out, or "
+            f"delete this folder first."
+        ) from error
+    return before
 
 
 def beginning(settings: PrepareSettings, scan: Scan) -> dict[str, Any]:

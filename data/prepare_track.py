@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from etude.data.audio import AudioFile, Resampler, Samples, encode, quantise, to_mono
 from etude.data.containers.headers import usual_extension
+from etude.data.errors import DataError
 from etude.data.files import json_bytes, published, write_bytes
 from etude.data.groups import NO_GROUPS, group_of, tag_of
 from etude.data.reading import Reason, Unusable, checked_blocks, open_checked, open_source
@@ -106,16 +107,24 @@ def read_record(work: Path, track_id: str) -> Track | None:
     path = record_path(work, track_id)
     if not path.is_file():
         return None
-    record = json.loads(path.read_bytes())
-    return Track(
-        id=record["id"],
-        name=record["name"],
-        skipped=Finding(**record["skipped"]) if record["skipped"] else None,
-        notes=tuple(Finding(**note) for note in record["notes"]),
-        clips=tuple(Clip(**clip) for clip in record["clips"]),
-        content=record["content"],
-        group=record["group"],
-    )
+    try:
+        record = json.loads(path.read_bytes())
+        if record["id"] != track_id:  # by which files are read and deleted
+            raise ValueError(f"it is the one of {record['id']!r}")
+        return Track(
+            id=track_id,
+            name=record["name"],
+            skipped=Finding(**record["skipped"]) if record["skipped"] else None,
+            notes=tuple(Finding(**note) for note in record["notes"]),
+            clips=tuple(Clip(**clip) for clip in record["clips"]),
+            content=record["content"],
+            group=record["group"],
+        )
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(
+            f"{path}: not a record that launch/prepare.py writes ({error!r}). Delete {work} and "
+            f"prepare again."
+        ) from error
 
 
 def write_record(work: Path, track: Track) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar, final
+from typing import Any, TypeVar, final
 
 import aiohttp
 import fsspec
@@ -27,6 +27,8 @@ Result = TypeVar("Result")
 
 _TRIES = 5
 _FIRST_WAIT = 0.5
+_STALL_SECONDS = 60.0
+"""A web server that sends nothing for so long has failed."""
 _GIVEN_UP_SECONDS = 60.0
 """After all tries failed, a file is not asked for again for so long."""
 
@@ -135,7 +137,7 @@ def open_remote(url: str, cache: Cache) -> Corpus:
 
 def _read(url: str) -> bytes:
     def read() -> bytes:
-        system, name = fsspec.core.url_to_fs(url)
+        system, name = _opened(url)
         content: bytes = system.cat_file(name)
         return content
 
@@ -145,13 +147,24 @@ def _read(url: str) -> bytes:
         raise InputError(f"{url}: cannot be read ({error}). Correct data.corpus.") from error
 
 
+def _opened(url: str) -> tuple[Any, str]:
+    """The store of a URL, and the file's name there."""
+    options = {}
+    if url.startswith(("http://", "https://")):
+        # By default a file may take five minutes: a stalled one would, and a large one needs more.
+        patience = aiohttp.ClientTimeout(sock_connect=_STALL_SECONDS, sock_read=_STALL_SECONDS)
+        options["client_kwargs"] = {"timeout": patience}
+    system, name = fsspec.core.url_to_fs(url, **options)
+    return system, str(name)
+
+
 def _retried(action: Callable[[], Result]) -> Result:
     flaky = (OSError, aiohttp.ClientError)
     return with_retries(action, tries=_TRIES, first_wait=_FIRST_WAIT, flaky=flaky)
 
 
 def _download(url: str, path: Path, size: int, sha256: str) -> None:
-    system, name = fsspec.core.url_to_fs(url)
+    system, name = _opened(url)
     system.get_file(name, str(path))
     found = (path.stat().st_size, file_sha256(path))
     if found != (size, sha256):

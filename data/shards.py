@@ -17,7 +17,7 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, final
@@ -116,6 +116,7 @@ class Corpus:
         :raises OSError: as the system says.
         :raises DataError: if the store does not give the shard.
         """
+        length = min(length, size)  # a row of the index can ask for any amount of memory
         if self.store is None:
             path = self.root / file
 
@@ -286,7 +287,7 @@ def parse_index(text: bytes, root: Path) -> Corpus:
             sample_rate=int(content["sample_rate"]),
             clip_seconds=float(content["clip_seconds"]),
             fingerprint=str(content["fingerprint"]),
-            shards=tuple(Shard(**shard) for shard in content["shards"]),
+            shards=tuple(_shard(shard) for shard in content["shards"]),
             licences=_licences(content.get("licences", {})),
         )
         version = content["format"]
@@ -295,7 +296,7 @@ def parse_index(text: bytes, root: Path) -> Corpus:
         for shard in corpus.shards:
             if not _FILE_NAME.fullmatch(shard.file):
                 raise ValueError(f"{shard.file!r} is no name of a file in this folder")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise DataError(
             f"{index}: not an index that launch/prepare.py writes ({error!r}). Prepare the "
             f"corpus again."
@@ -305,6 +306,14 @@ def parse_index(text: bytes, root: Path) -> Corpus:
             f"{index}: format {version}, but this version reads {FORMAT}. Prepare the corpus again."
         )
     return corpus
+
+
+def _shard(values: dict[str, Any]) -> Shard:
+    shard = Shard(**values)
+    # The text "3" has the fingerprint of the number, and would fail later.
+    if not all(map(isinstance, astuple(shard), (str, str, int, int | float, int, str))):
+        raise TypeError(f"{values} does not describe a shard")
+    return shard
 
 
 def _licences(value: Any) -> dict[str, float]:
@@ -350,11 +359,16 @@ def check_members(corpus: Corpus) -> None:
     if not path.is_file():
         raise DataError(f"{path}: missing, although {INDEX_NAME} is there. {_AGAIN}")
     try:
-        members = np.load(path, mmap_mode="r")
+        members = np.lib.format.open_memmap(path, mode="r")
     except NO_ARRAY as error:
         raise DataError(f"{path}: cannot be read ({error}). {_AGAIN}") from error
     if members.dtype != MEMBER or members.ndim != 1:
         raise DataError(f"{path}: not rows of a clip index. {_AGAIN}")
+    counts = [shard.samples for shard in corpus.shards]
+    if min(counts, default=0) < 0 or sum(counts) != len(members):
+        raise DataError(f"{path}: not one row for each clip of {INDEX_NAME}. {_AGAIN}")
+    if (members["shard"] != np.repeat(np.arange(len(counts)), counts)).any():
+        raise DataError(f"{path}: its rows are not in the order of {INDEX_NAME}. {_AGAIN}")
     if fingerprint(corpus.sample_rate, corpus.shards, members.tobytes()) != corpus.fingerprint:
         raise DataError(
             f"{path}: does not belong to the {INDEX_NAME} beside it (fingerprints differ). {_AGAIN}"

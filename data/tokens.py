@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from etude.data.errors import DataError, InputError
-from etude.data.files import json_bytes, published, write_bytes
+from etude.data.files import NO_ARRAY, json_bytes, published, write_bytes
 from etude.data.shards import Corpus, Shard
 from etude.data.tar import add_member, walk_members, walk_pairs
 
@@ -164,8 +164,8 @@ def parse_codes(data: bytes, place: str) -> Codes:
     :raises DataError: if it is no uint16 array (frames, codebooks).
     """
     try:
-        codes = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        codes: Any = np.load(io.BytesIO(data), allow_pickle=False)
+    except NO_ARRAY as error:
         raise DataError(f"{place} is no array ({error}). Encode the corpus again.") from error
     if not isinstance(codes, np.ndarray) or codes.dtype != np.uint16 or codes.ndim != 2:
         raise DataError(
@@ -218,7 +218,8 @@ def write_token_index(corpus: Corpus, name: str, settings: TokenSettings) -> Tok
         size = path.stat().st_size
         shards.append({"file": shard.file, "bytes": size, "sha256": digest.hexdigest()})
     buffer = io.BytesIO()
-    np.save(buffer, np.array(rows, dtype=_MEMBER))
+    members = np.array(rows, dtype=_MEMBER)
+    np.save(buffer, members)
     write_bytes(root / _MEMBERS_NAME, buffer.getvalue())
     content = {
         "format": FORMAT,
@@ -228,6 +229,7 @@ def write_token_index(corpus: Corpus, name: str, settings: TokenSettings) -> Tok
         "frame_rate": settings.sample_rate / settings.hop_samples,
         "shards": shards,
     }
+    content["fingerprint"] = _fingerprint(content, members.tobytes())
     write_bytes(root / _INDEX_NAME, json_bytes(content))
     return open_tokens(corpus, name)
 
@@ -291,7 +293,8 @@ def open_tokens(corpus: Corpus, name: str) -> Tokens:
             for shard in content["shards"]
         )
         version, made_for = content["format"], str(content["corpus"])
-    except (ValueError, KeyError, TypeError) as error:
+        fingerprint = str(content.pop("fingerprint"))
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise DataError(
             f"{index}: not an index that launch/encode.py writes ({error!r}). {again}"
         ) from error
@@ -311,9 +314,22 @@ def open_tokens(corpus: Corpus, name: str) -> Tokens:
             have = "missing" if found is None else f"{found} bytes instead of {shard.bytes}"
             raise DataError(f"{path}: {have}. Delete {index} and {path}, and encode again.")
     try:
-        members = np.load(root / _MEMBERS_NAME, mmap_mode="r")
-    except (ValueError, EOFError, OSError) as error:
+        members = np.lib.format.open_memmap(root / _MEMBERS_NAME, mode="r")
+    except NO_ARRAY as error:
         raise DataError(f"{root / _MEMBERS_NAME}: cannot be read ({error}). {again}") from error
-    if members.dtype != _MEMBER or len(members) != sum(s.samples for s in corpus.shards):
+    counts = [shard.samples for shard in corpus.shards]
+    if members.dtype != _MEMBER or members.shape != (sum(counts),):
         raise DataError(f"{root / _MEMBERS_NAME}: not one row per clip of the corpus. {again}")
+    if (members["shard"] != np.repeat(np.arange(len(counts)), counts)).any():
+        raise DataError(f"{root / _MEMBERS_NAME}: not in the order of the corpus. {again}")
+    if _fingerprint(content, members.tobytes()) != fingerprint:
+        # A row too many bits off would give a clip the tokens of another.
+        raise DataError(f"{index}: not the one that was made with {_MEMBERS_NAME}. {again}")
     return Tokens(root, corpus, name, settings, shards)
+
+
+def _fingerprint(content: dict[str, Any], members: bytes) -> str:
+    """sha256 over all that the index says of the tokens."""
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+    digest.update(members)
+    return digest.hexdigest()
