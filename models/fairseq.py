@@ -9,7 +9,6 @@ belongs to pretraining alone.
 """
 
 import pickle
-import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -93,17 +92,30 @@ def _rows(config: EncoderConfig) -> tuple[Row, ...]:
 
 def _model_of(path: Path) -> Mapping[str, Tensor]:
     try:
+        _check_archive(path)
         content = torch.load(
             path, map_location="cpu", weights_only=False, pickle_module=_INERT_PICKLE
         )
-    except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is no checkpoint that torch can read: {error}") from error
+    except Exception as error:  # noqa: BLE001 - a pickle can have its reader raise anything
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{path} is no checkpoint that torch can read: {reason}") from error
     model = content.get("model") if isinstance(content, dict) else None
-    if not isinstance(model, dict) or not all(isinstance(v, Tensor) for v in model.values()):
+    if not isinstance(model, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in model.items()
+    ):
         raise ValueError(
             f"{path} must hold tensors by name under the key `model`, as fairseq's checkpoints do."
         )
     return model
+
+
+def _check_archive(path: Path) -> None:
+    """Whether torch would unpickle the file: TorchScript it would run, an old tar unpack first."""
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\3\4":
+            raise ValueError("a checkpoint from before torch 1.6, which is not read here")
+    if "constants.pkl" in torch._C.PyTorchFileReader(str(path)).get_all_records():
+        raise ValueError("TorchScript, which is code")
 
 
 class _Inert:
@@ -148,10 +160,4 @@ class _InertUnpickler(pickle.Unpickler):
         return _ALLOWED.get((module, name), _Inert)
 
 
-def _no_load(*args: Any, **kwargs: Any) -> Any:
-    raise pickle.UnpicklingError("a checkpoint from before torch 1.6, which is not read here")
-
-
-_INERT_PICKLE = SimpleNamespace(
-    __name__="inert", Unpickler=_InertUnpickler, load=_no_load, loads=_no_load
-)
+_INERT_PICKLE = SimpleNamespace(__name__="inert", Unpickler=_InertUnpickler)

@@ -189,8 +189,13 @@ class Checkpoints:
         for path in candidates:
             damage = find_damage(path)
             if damage is None:
-                state: dict[str, Any] = json.loads((path / _TRAINER).read_text())
-                return path, state
+                try:
+                    state: dict[str, Any] = json.loads((path / _TRAINER).read_text())
+                    if state["step"] == step_of(path):
+                        return path, state
+                    damage = f"{_TRAINER} tells of step {state['step']!r}"
+                except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+                    damage = f"{_TRAINER} cannot be read: {error!r}"
             _log.warning("checkpoint %s is damaged (%s); trying the one before", path, damage)
         if candidates:
             raise CheckpointError(
@@ -237,23 +242,27 @@ def step_of(path: Path) -> int:
 
 def find_damage(path: Path) -> str | None:
     """What is wrong with a checkpoint folder, or ``None`` if it is whole."""
+    for file in path.rglob("*"):
+        if file.is_symlink():
+            return f"{file.relative_to(path)} is a link"
     try:
         if (path / _MANIFEST_HASH).read_bytes() != _hash_line(path / _MANIFEST):
             return f"{_MANIFEST} and {_MANIFEST_HASH} do not belong together"
-        files: dict[str, dict[str, Any]] = json.loads((path / _MANIFEST).read_text())["files"]
-    except (OSError, ValueError, KeyError) as error:
+        content = json.loads((path / _MANIFEST).read_text())
+        files = {n: (int(f["bytes"]), str(f["sha256"])) for n, f in dict(content["files"]).items()}
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         return f"{_MANIFEST} cannot be read: {error}"
     known = {*files, _MANIFEST, _MANIFEST_HASH}
     found = {str(file.relative_to(path)) for file in path.rglob("*") if not file.is_dir()}
     if strange := sorted(found - known):
         return f"{strange[0]} does not belong to it"
-    for name, expected in files.items():
+    for name, (size, sha256) in files.items():
         file = path / name
-        if not file.is_file():
+        if name not in found or not file.is_file():  # nor is a file elsewhere looked at
             return f"{name} is missing"
-        if file.stat().st_size != expected["bytes"]:
-            return f"{name} has {file.stat().st_size} bytes instead of {expected['bytes']}"
-        if file_sha256(file) != expected["sha256"]:
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} bytes instead of {size}"
+        if file_sha256(file) != sha256:
             return f"{name} has other content than was saved"
     return None
 

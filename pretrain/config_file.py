@@ -94,9 +94,14 @@ def parse_yaml(text: str, where: str) -> Any:
     :raises ConfigError: naming ``where`` and the line.
     """
     try:
-        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError as error:
+        content = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+        json.dumps(content, default=str, skipkeys=True)  # not for ever: an alias may hold itself
+    except RecursionError as error:
+        raise ConfigError(f"{where} is nested too deeply.") from error
+    # Of `!!float x`, `!!bool x` and `!!timestamp x` PyYAML tells in its own ways.
+    except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{where} is not valid YAML: {error}") from error
+    return content
 
 
 def _read(path: Path, parents: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -112,6 +117,8 @@ def _read(path: Path, parents: tuple[Path, ...]) -> tuple[dict[str, Any], dict[s
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not text in UTF-8: {error}.") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error}.") from error
     content = parse_yaml(text, str(path))
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold `key: value` lines, but holds {content!r}.")

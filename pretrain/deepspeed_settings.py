@@ -101,7 +101,7 @@ def _own_settings(config: Config) -> Mapping[str, Any]:
     if not isinstance(own, dict):
         try:
             own = json.loads(own.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:  # ValueError: no JSON, or no text
+        except (OSError, ValueError, RecursionError) as error:  # ValueError: no JSON, or no text
             raise ConfigError(f"deepspeed: {config.deepspeed} cannot be read: {error}.") from error
         if not isinstance(own, dict):
             raise ConfigError(f"deepspeed: {config.deepspeed} must hold a JSON object.")

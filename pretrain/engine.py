@@ -10,6 +10,7 @@ from torch.utils import _pytree
 
 from etude.data.batch import AudioBatch
 from etude.pretrain.config import OptimConfig
+from etude.pretrain.errors import CheckpointError
 from etude.pretrain.objective import StepOutput
 
 Write = Callable[[Path], None]
@@ -47,6 +48,22 @@ class Engine(Protocol):
 
     def load(self, folder: Path) -> None:
         """Reads what a :meth:`snapshot` wrote."""
+
+
+def read_tensors(path: Path, device: Any) -> Any:
+    """What torch saved, tensors and plain values alone; nothing in the file is executed.
+
+    :raises CheckpointError: if there is anything else in it.
+    """
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # noqa: BLE001 - a file that is something else can raise anything
+        # The first line: what follows is torch's advice to load it unsafely.
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise CheckpointError(
+            f"{path} is not what a run of ours saves ({reason}). Nothing in it was executed. Move "
+            "its checkpoint away to continue from the one before."
+        ) from error
 
 
 def build_optimizer(

@@ -11,7 +11,14 @@ from torch.nn.parallel import DistributedDataParallel
 from etude.data.batch import AudioBatch
 from etude.pretrain.config import Config
 from etude.pretrain.distributed import COLLECTIVE_TIMEOUT, World
-from etude.pretrain.engine import UpdateResult, Write, build_optimizer, host_copy, move
+from etude.pretrain.engine import (
+    UpdateResult,
+    Write,
+    build_optimizer,
+    host_copy,
+    move,
+    read_tensors,
+)
 from etude.pretrain.objective import StepOutput
 
 _STATE = "engine.pt"
@@ -85,6 +92,6 @@ class DdpEngine:
 
     def load(self, folder: Path) -> None:
         """Reads what a :meth:`snapshot` wrote; nothing in it is executed."""
-        state = torch.load(folder / _STATE, map_location=self._world.device, weights_only=True)
+        state = read_tensors(folder / _STATE, self._world.device)
         self.objective.load_state_dict(state["module"])
         self._optimizer.load_state_dict(state["optimizer"])

@@ -19,6 +19,7 @@ from etude.pretrain.engine import (
     gradient_norm,
     host_copy,
     move,
+    read_tensors,
 )
 from etude.pretrain.errors import CheckpointError
 from etude.pretrain.objective import StepOutput
@@ -154,7 +155,7 @@ class _SafeCheckpointEngine(TorchCheckpointEngine):  # type: ignore[misc]
     def load(self, path: str, map_location: Any = None) -> Any:
         allowed = [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
         with torch.serialization.safe_globals(allowed):
-            return torch.load(path, map_location=map_location, weights_only=True)
+            return read_tensors(Path(path), map_location)
 
 
 def _finite(value: float) -> bool:

@@ -366,7 +366,10 @@ def read_request(path: Path) -> dict[str, Any] | None:
         raise ConfigError(f"{path} is not a k-means file ({error}).") from error
     if metadata.get("format") != FORMAT:
         raise ConfigError(f"{path} is not a k-means file.")
-    request: dict[str, Any] | None = json.loads(metadata.get("request", "null"))
+    try:
+        request: dict[str, Any] | None = json.loads(metadata.get("request", "null"))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} does not say in JSON what it was fitted for.") from error
     return request
 
 

@@ -38,7 +38,7 @@ def read_probe(folder: Path) -> ProbeReport | None:
     figure = figure_path.read_bytes() if figure_path.is_file() else None
     try:
         rows = _rows(json.loads(path.read_text()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return ProbeReport(folder, (), figure, f"{path} could not be read ({error!r})")
     return ProbeReport(folder, rows, figure)
 

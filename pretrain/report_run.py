@@ -162,7 +162,7 @@ def step_of(checkpoint: Path) -> int | None:
 def _record(line: str) -> dict[str, float] | None:
     try:
         values = json.loads(line)
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, RecursionError):
         return None
     if not isinstance(values, dict) or not _is_number(values.get("step")):
         return None
@@ -178,6 +178,6 @@ def _read_exit(path: Path) -> dict[str, Any] | None:
         return None
     try:
         values = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError):
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
         return None
     return values if isinstance(values, dict) else None

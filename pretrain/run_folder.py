@@ -56,6 +56,11 @@ class RunFolder:
         if not self._config.is_file():
             return
         content = parse_yaml(self._config.read_text(), str(self._config))
+        if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
+            raise ConfigError(
+                f"{self._config} must hold the run's settings under the key `config`. Restore it, "
+                "or choose another run.dir."
+            )
         old = dict(flatten(_with_new_defaults(content["config"])))
         new = dict(flatten(as_values(config)))
         different = [

@@ -30,6 +30,7 @@ from tqdm import tqdm
 from etude.data.audio import Resampler, quantise, to_mono
 from etude.data.demo import render
 from etude.data.demo.render import Kind
+from etude.data.errors import DataError
 from etude.data.files import json_bytes
 
 PROBE_SEED_BASE = 1_000_003
@@ -98,11 +99,14 @@ def open_corpus(settings: CorpusSettings, *, cache: Path) -> Corpus:
     folder = cache / settings.folder_name
     if not folder.exists():
         _render(settings, folder)
-    return Corpus(
-        settings,
-        np.load(folder / AUDIO_NAME, mmap_mode="r"),
-        json.loads((folder / LABELS_NAME).read_text()),
-    )
+    try:
+        audio = np.lib.format.open_memmap(folder / AUDIO_NAME, mode="r")
+        labels = json.loads((folder / LABELS_NAME).read_text())
+    except Exception as error:  # noqa: BLE001 - of another file numpy may raise anything
+        raise DataError(
+            f"{folder} is no corpus that probes rendered ({error}). Delete it: it is rendered anew."
+        ) from error
+    return Corpus(settings, audio, labels)
 
 
 class _Job(NamedTuple):

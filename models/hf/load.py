@@ -5,6 +5,7 @@ transformers. The released MERT models are stock HuBERT models under another nam
 a stock data2vec model, so they load too.
 """
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any, final
@@ -101,6 +102,7 @@ def load_model(folder: Path, *, shipped: bool = False) -> Any:
     :raises ValueError: if weights are missing or do not fit the settings.
     """
     config = _read_config(folder)
+    _check_parts(folder)
     model_class: Any = Data2VecAudioModel if _is_data2vec(config) else HubertModel
     if shipped:
         model_class, config = MERTModel, MERTConfig.from_dict(config.to_dict())
@@ -114,7 +116,7 @@ def load_model(folder: Path, *, shipped: bool = False) -> Any:
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-    except (OSError, RuntimeError) as error:
+    except Exception as error:  # noqa: BLE001 - of odd settings transformers may raise anything
         raise ValueError(f"{folder} cannot be loaded as a {name}: {error}") from error
     if mismatched := sorted(info["mismatched_keys"]):
         key = mismatched[0] if isinstance(mismatched[0], str) else mismatched[0][0]
@@ -170,17 +172,32 @@ def _read_config(folder: Path) -> Any:
             "guessing. Take them from where the weights were made."
         )
     # What MERT's own class adds; no released model has any of it switched on where it would act.
-    relaxed = values.get("attention_relax", -1) > 0 and not values.get("do_stable_layer_norm")
+    relax = values.get("attention_relax", -1)
+    relaxed = not isinstance(relax, int | float) or relax > 0
+    relaxed = relaxed and not values.get("do_stable_layer_norm")
     if values.get("feature_extractor_cqt") or values.get("deepnorm") or relaxed:
         raise ValueError(
             f"{folder / CONFIG_NAME} asks for feature_extractor_cqt, deepnorm or attention_relax, "
             "which HubertModel does not have."
         )
-    # `auto_map` would point at code beside the weights; `model_type` at a class we do not have. An
-    # encoder has no vocabulary, and the released music2vec says a path where its size belongs.
-    dropped = ("auto_map", "model_type", "architectures", "vocab_size")
-    kept = {key: value for key, value in values.items() if key not in dropped}
-    return (Data2VecAudioConfig if kind == DATA2VEC_TYPE else HubertConfig).from_dict(kept)
+    config_class: Any = Data2VecAudioConfig if kind == DATA2VEC_TYPE else HubertConfig
+    # What shapes the model, and nothing else: `auto_map` would point at code beside the weights,
+    # `_attn_implementation` at code on the hub. An encoder has no vocabulary, and the released
+    # music2vec says a path where its size belongs.
+    known = inspect.signature(config_class).parameters.keys() - {"vocab_size", "kwargs"}
+    try:
+        return config_class.from_dict({key: values[key] for key in known & values.keys()})
+    except Exception as error:  # noqa: BLE001 - of odd settings transformers may raise anything
+        raise ValueError(f"{folder / CONFIG_NAME} is no {kind} model's: {error}") from error
+
+
+def _check_parts(folder: Path) -> None:
+    """Whether the lists of weights in several files name files of the folder."""
+    for path in folder.glob("*.index.json"):
+        parts = _read_json(path).get("weight_map")
+        for name in parts.values() if isinstance(parts, dict) else ():
+            if not isinstance(name, str) or Path(name).name != name:
+                raise ValueError(f"{path} must name files of its folder, but names {name!r}.")
 
 
 def _is_data2vec(config: Any) -> bool:
@@ -205,7 +222,7 @@ def _sample_rate(folder: Path, preprocessor: dict[str, Any]) -> int:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold a JSON object, but holds {type(values).__name__}.")

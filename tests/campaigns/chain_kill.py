@@ -3,10 +3,11 @@
     python tests/campaigns/chain_kill.py [--kills 100] [--seed S] [--ranks 1 2] [--stage 0]
 
 A MERT-like and a music2vec-like run, tiny but real: plain python or torchrun, DeepSpeed, shards, a
-checkpoint every few updates. Every process of a run dies of SIGKILL at a random instant: while it
-starts, trains, validates or saves. The same command is given again until the run is done; then the
-next run begins, until all kills are used. With `--ranks 1 2` every start draws how many there are.
-Every start also draws whether training goes on while a checkpoint is written.
+checkpoint every few updates. Every process of a run dies of SIGKILL at a random instant: one time
+of four while it starts, one of four while a checkpoint is being written, else some updates after it
+began. The same command is given again until the run is done; then the next run begins, until all
+kills are used. With `--ranks 1 2` every start draws how many there are. Every start also draws
+whether training goes on while a checkpoint is written.
 
 Every line of metrics that was ever written must be that of a run which was left alone: bit for bit
 with one rank, to 1e-6 once another number has taken part (without dropout, which every rank draws
@@ -166,9 +167,7 @@ def kill_one_run(
         process = start(recipe, run, size, behind)
         killed = tally.kills < kills
         if killed:
-            # Some early, most anywhere in what a start and the rest of the run take.
-            limit = 0.4 * seconds if generator.random() < 0.2 else seconds
-            killed = wait_or_kill(process, generator.uniform(0.1, limit))
+            killed = wait_or_kill(process, Moment.draw(generator, seconds, run, reached))
         said = process.communicate()[1]
         written = list(lines(run))
         compare(written, reference, mixed, run, tally)
@@ -191,10 +190,47 @@ def kill_one_run(
         reached = last
 
 
-def wait_or_kill(process: "subprocess.Popen[str]", seconds: float) -> bool:
-    """Whether it had to be killed: it and all that it started."""
+@dataclass
+class Moment:
+    """When to kill."""
+
+    run: Path
+    updates: int
+    """Lines of metrics that must be there."""
+    saving: bool
+    """Whether a draft of a checkpoint must be there."""
+    delay: float
+    """Seconds after that."""
+    begun: float = field(default_factory=time.time)
+
+    @staticmethod
+    def draw(generator: random.Random, seconds: float, run: Path, reached: int) -> "Moment":
+        kind = generator.random()
+        if kind < 0.25:
+            return Moment(run, 0, False, generator.uniform(0.1, seconds))
+        updates = min(UPDATES, reached + generator.randint(1, 3 * EVERY))
+        return Moment(run, updates, kind < 0.5, generator.uniform(0.0, 0.02 if kind < 0.5 else 0.2))
+
+    def has_come(self) -> bool:
+        if self.updates and len(list(lines(self.run))) < self.updates:
+            return False
+        drafts = self.run.glob("checkpoints/*.tmp")  # one may be left of a kill before
+        return not self.saving or any(made_after(path, self.begun) for path in drafts)
+
+
+def made_after(path: Path, begun: float) -> bool:
     try:
-        process.wait(seconds)
+        return path.stat().st_mtime >= begun
+    except OSError:  # published meanwhile
+        return False
+
+
+def wait_or_kill(process: "subprocess.Popen[str]", moment: Moment) -> bool:
+    """Whether it had to be killed: it and all that it started."""
+    while process.poll() is None and not moment.has_come():
+        time.sleep(0.002)
+    try:
+        process.wait(moment.delay)
         return False
     except subprocess.TimeoutExpired:
         family = [process.pid, *descendants(process.pid)]
