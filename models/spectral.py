@@ -7,6 +7,8 @@ magnitudes do not survive bfloat16.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -15,15 +17,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchaudio.functional import melscale_fbanks
 
+from etude.models.cqt import FourierCqt
 from etude.models.frames import FrameGrid
 
 CHROMA_FMIN = 65.4
 """Lowest frequency that counts towards chroma: C2, below which FFT bins are wider than a tone."""
 
 
-CqtAlgorithm = Literal["CQT1992v2", "CQT2010v2"]
+CqtAlgorithm = Literal["fft", "CQT1992v2", "CQT2010v2"]
 
-_CQT_CLASSES = {"CQT1992v2": CQT1992v2, "CQT2010v2": CQT2010v2}
+_NNAUDIO_CLASSES = {"CQT1992v2": CQT1992v2, "CQT2010v2": CQT2010v2}
 
 
 class PowerSpectrum(nn.Module):
@@ -99,14 +102,15 @@ class Chroma(nn.Module):
 
 
 class ConstantQ(nn.Module):
-    """Constant-Q magnitudes by nnAudio, (B, T) -> (B, F, bins).
+    """Constant-Q magnitudes, (B, T) -> (B, F, bins).
 
-    The published settings are 336 bins, 48 per octave from 32.7 Hz, linear magnitude, by
+    The published settings are 336 bins, 48 per octave from 32.7 Hz, linear magnitude, by nnAudio's
     ``CQT1992v2`` (yizhilll/MERT ``mert_model.py``), which is a dense convolution with kernels of up
-    to 65,536 taps. ``CQT2010v2`` (Schoerkhuber and Klapuri 2010) computes one octave and halves the
-    rate for the next: cheaper, and less exact. ``docs/cqt.md`` has what each costs and misses.
+    to 65,536 taps. ``fft`` computes the same in the frequency domain (``models/cqt.py``).
+    ``CQT2010v2`` (Schoerkhuber and Klapuri 2010) computes one octave and halves the rate for the
+    next, and is less exact. ``docs/cqt.md`` has what each costs and misses.
 
-    :param algorithm: class of nnAudio.
+    :param algorithm: ours, or a class of nnAudio.
     :param scale: linear magnitudes as published, or ``log(1 + 100 m)``.
     :param level: ``crop`` shifts and scales each crop's spectrum to mean 0 and deviation 1: the
         group-normed front end cannot hear how loud a crop is, so it cannot predict it either.
@@ -121,13 +125,23 @@ class ConstantQ(nn.Module):
         fmin: float,
         scale: Literal["linear", "log"],
         level: Literal["as_is", "crop"] = "as_is",
-        algorithm: CqtAlgorithm = "CQT1992v2",
+        algorithm: CqtAlgorithm = "fft",
     ) -> None:
         super().__init__()
         self.grid = grid
         self.scale = scale
         self.level = level
-        self.transform = _CQT_CLASSES[algorithm](
+        self.transform: nn.Module
+        if algorithm == "fft":
+            self.transform = FourierCqt(
+                sample_rate=grid.sample_rate,
+                hop_samples=grid.hop_samples,
+                bins=bins,
+                bins_per_octave=bins_per_octave,
+                fmin=fmin,
+            )
+            return
+        self.transform = _NNAUDIO_CLASSES[algorithm](
             sr=grid.sample_rate,
             hop_length=grid.hop_samples,
             fmin=fmin,
@@ -145,7 +159,7 @@ class ConstantQ(nn.Module):
     def forward(self, waveform: Tensor) -> Tensor:
         """Magnitudes (or ``log(1 + 100 m)``) of the frames that the encoder has."""
         num_frames = self.grid.num_frames(waveform.shape[-1])
-        with torch.autocast(waveform.device.type, enabled=False):
+        with _plain_float32(waveform.device):
             spectrum: Tensor = self.transform(waveform.float())
             spectrum = spectrum.transpose(1, 2)[:, :num_frames]
             if self.scale == "log":
@@ -155,6 +169,20 @@ class ConstantQ(nn.Module):
                 deviation = spectrum.std(dim=(1, 2), keepdim=True)
                 spectrum = (spectrum - mean) / (deviation + 1e-3)
             return spectrum.contiguous()
+
+
+@contextmanager
+def _plain_float32(device: torch.device) -> Iterator[None]:
+    """No autocast and no TF32, whose error is a hundred times that of the transform."""
+    matmul, conv = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(matmul)
+        torch.backends.cudnn.allow_tf32 = conv
 
 
 def _chroma_filters(sample_rate: int, *, n_fft: int, bins: int) -> Tensor:
