@@ -254,7 +254,10 @@ class MaskedPrediction(nn.Module):
             uniform_number(derive(self.seed, "layer drop", layer), update)
             for layer in range(len(self.encoder.layers))
         ]
-        return torch.tensor(draws, device=batch.waveform.device) >= self.layer_drop
+        # Filled in on the device: a copy from the host would be waited for.
+        device = batch.waveform.device
+        kept = [torch.full((), draw >= self.layer_drop, device=device) for draw in draws]
+        return torch.stack(kept)
 
 
 def _per_view(values_BF: Tensor, views: int) -> Tensor:

@@ -46,7 +46,7 @@ def uniform(key: int, ids: Tensor, count: int) -> Tensor:
 
 def uniform_number(key: int, index: int) -> float:
     """One uniform number in [0, 1), equal to ``uniform(key, tensor([index]), 1)``."""
-    return float(uniform(key, torch.tensor([index]), 1))
+    return (_mix(_mix((index + key) & _MASK)) >> 40) * 2.0**-24
 
 
 def seed_dropout(seed: int, update: int, micro_batch: int, rank: int) -> None:
