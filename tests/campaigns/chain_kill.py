@@ -165,7 +165,7 @@ def kill_one_run(
         tally.starts += 1
         behind = generator.random() < 0.5
         process = start(recipe, run, size, behind)
-        killed = tally.kills < kills
+        killed = tally.kills < kills and reached < UPDATES  # else it would never end
         if killed:
             killed = wait_or_kill(process, Moment.draw(generator, seconds, run, reached))
         said = process.communicate()[1]
