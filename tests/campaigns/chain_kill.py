@@ -185,7 +185,8 @@ def kill_one_run(
         tally.in_save += bool(drafts)
         saved = max((int(p.name[5:]) for p in run.glob("checkpoints/step-????????")), default=0)
         tally.repeated = max(tally.repeated, last - saved)
-        if last - saved >= (2 * EVERY if behind else EVERY + 1):
+        # What this start has not written tells of the one before.
+        if last > reached and last - saved >= (2 * EVERY if behind else EVERY + 1):
             tally.mistakes.append(f"{run.name}: update {last} reached, but only {saved} is saved")
         reached = last
 
