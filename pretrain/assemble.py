@@ -25,7 +25,14 @@ from etude.pretrain.deepspeed_settings import deepspeed_settings
 from etude.pretrain.distributed import World, sum_over_ranks
 from etude.pretrain.engine import Engine, move
 from etude.pretrain.health import Health, StopAtCollapse
-from etude.pretrain.hooks import Hook, MetricsFile, Progress, SaveCheckpoints, Validate
+from etude.pretrain.hooks import (
+    Hook,
+    MetricsFile,
+    Progress,
+    SaveCheckpoints,
+    Validate,
+    WarnOfWaiting,
+)
 from etude.pretrain.incidents import Incidents
 from etude.pretrain.inputs import Inputs
 from etude.pretrain.masked_prediction import MaskedPrediction, Mixture
@@ -43,6 +50,9 @@ from etude.pretrain.targets.kmeans import KmeansTarget
 from etude.pretrain.targets.teacher import TeacherTarget
 from etude.pretrain.trainer import Trainer
 from etude.pretrain.watchdog import Watchdog
+
+_MOST_WAITING = 0.02
+"""Share of the time that ranks may wait for data without a word."""
 
 
 def build_objective(config: Config, inputs: Inputs) -> MaskedPrediction:
@@ -189,6 +199,7 @@ def _hooks(
         events = folder.tensorboard if config.logging.tensorboard else None
         hooks.append(MetricsFile(folder.metrics, events))
         hooks.append(Progress(last, config.train.global_batch))
+        hooks.append(WarnOfWaiting(_MOST_WAITING))
     limits = {"target_std": health.min_target_std, "prediction_std": health.min_prediction_std}
     hooks.append(StopAtCollapse(limits, after_steps=health.after_steps, saver=saver))
     return hooks

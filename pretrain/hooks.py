@@ -111,6 +111,27 @@ class Progress(Hook):
             self._bar.close()
 
 
+class WarnOfWaiting(Hook):
+    """Says once that ranks wait for data."""
+
+    def __init__(self, limit: float) -> None:
+        self._limit = limit
+        self._first = True
+        self._said = False
+
+    def logged(self, trainer: "Trainer", values: Mapping[str, float]) -> None:
+        """Looks at every line but the first, before which workers start."""
+        wait = values.get("perf/data_wait", 0.0)
+        first, self._first = self._first, False
+        if wait > self._limit and not self._said and not first:
+            self._said = True
+            _log.warning(
+                "%.0f %% of the time goes into waiting for data. Raise data.workers, or prepare "
+                "the corpus on a faster disk.",
+                100 * wait,
+            )
+
+
 class SaveCheckpoints(Hook):
     """Makes a checkpoint every so many updates and at the end.
 

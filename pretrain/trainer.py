@@ -195,6 +195,7 @@ class Trainer:
             values["optim/grad_norm_spikes"] = float(self.state.grad_norm_spikes)
             values["optim/rollbacks"] = float(self.state.rollbacks)
             values["perf/crops_per_second"] = updates * self._global_batch / seconds
+            values["perf/audio_hours_per_day"] = updates * self._hours_per_update / seconds * 86400
             values["perf/data_wait"] = float(all_wait) / (seconds * ranks)
             self._start_interval()
         values.update(self._epochs(self.step + self.state.passed_over))

@@ -159,7 +159,12 @@ def test_metrics_have_their_documented_names_and_the_loss_falls(runs: dict[str, 
         "optim/grad_norm",
         "audio_hours",
         "perf/crops_per_second",
+        "optim/skipped_updates",
+        "optim/loss_spikes",
+        "optim/grad_norm_spikes",
+        "optim/rollbacks",
         "perf/data_wait",
+        "perf/audio_hours_per_day",
         "data/skipped",
     }
     assert [line["step"] for line in run.metrics] == list(range(1, 9))
