@@ -97,8 +97,9 @@ class EncoderConfig(BaseModel):
     feature_grad_scale: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
     """Factor on the gradient that reaches the conv stack (fairseq's ``feature_grad_mult``)."""
 
-    impl: Literal["plain"] = "plain"
-    """Which forward to use; all share the same parameters."""
+    impl: Literal["fast", "plain"] = "fast"
+    """How the conv stack is computed: ``fast`` as matrix products, ``plain`` by fairseq2's modules.
+    Both have the same parameters and give the same but for rounding."""
 
     padding: Literal["published", "exact"] = "published"
     """What a padded batch does at the pad's edge. ``published``: as the released models and

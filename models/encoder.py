@@ -89,6 +89,7 @@ def _build_frontend(config: EncoderConfig) -> WaveformFrontend | LogMelFrontend:
         bias=config.conv_bias,
         grad_scale=config.feature_grad_scale,
         normalize=config.normalize,
+        impl=config.impl,
     )
 
 

@@ -1,4 +1,4 @@
-"""Waveform to frame features: fairseq2's wav2vec2 conv stack, a layer norm and a projection.
+"""Waveform to frame features: wav2vec2's conv stack, a layer norm and a projection.
 
     waveform (B, T) -> [normalise] -> conv stack -> raw (B, F, C) -> layer norm -> Linear
     -> projected (B, F, D)
@@ -8,12 +8,13 @@ Both halves of the result are public: MERT's feature penalty acts on ``raw``, a 
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from etude.models.blocks import BatchLayout, StandardLayerNorm, Wav2Vec2FeatureExtractor
+from etude.models.conv_stack import conv_features
 from etude.models.spectral import LogMel
 
 
@@ -36,6 +37,7 @@ class WaveformFrontend(nn.Module):
     :param bias: whether the convolutions learn a bias.
     :param grad_scale: factor on the gradient that reaches the convolutions, in training alone.
     :param normalize: brings every waveform to mean 0 and variance 1 first.
+    :param impl: ``fast`` computes the convolutions as matrix products, ``plain`` as fairseq2 does.
     """
 
     def __init__(
@@ -47,9 +49,11 @@ class WaveformFrontend(nn.Module):
         bias: bool = False,
         grad_scale: float = 1.0,
         normalize: bool = False,
+        impl: Literal["fast", "plain"] = "fast",
     ) -> None:
         super().__init__()
         self.normalize = normalize
+        self.impl = impl
         channels = layers[-1][0]
         self.conv = Wav2Vec2FeatureExtractor(
             layers, bias, layer_norm=layer_norm, grad_scale=grad_scale
@@ -65,9 +69,12 @@ class WaveformFrontend(nn.Module):
         """
         if self.normalize:
             waveform = normalize_waveform(waveform, num_samples)
-        # A full-length layout says "no padding here"; lengths matter to the context network alone.
-        layout = BatchLayout(waveform.shape, None, device=waveform.device)
-        raw, _ = self.conv(waveform, layout)
+        if self.impl == "fast":
+            raw = conv_features(self.conv, waveform)
+        else:
+            # "No padding here": lengths matter to the context network alone.
+            layout = BatchLayout(waveform.shape, None, device=waveform.device)
+            raw, _ = self.conv(waveform, layout)
         return Features(raw, self.projection(self.layer_norm(raw)))
 
 

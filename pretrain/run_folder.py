@@ -21,6 +21,7 @@ _MAY_DIFFER = (
     "train.micro_batch",
     "train.hang_seconds",
     "train.max_rollbacks",
+    "model.impl",
     "data.workers",
     "data.cache",
     "data.cache_gb",

@@ -127,10 +127,13 @@ class Fairseq2Twin(nn.Module):
 
 @EVERY_GEOMETRY
 @pytest.mark.parametrize("num_frames", [None, [73, 41]], ids=["full", "padded"])
+@pytest.mark.parametrize("impl", ["fast", "plain"])
 def test_every_intermediate_result_is_fairseq2s(
-    geometry: str, num_frames: list[int] | None
+    geometry: str, num_frames: list[int] | None, impl: str
 ) -> None:
-    encoder = random_encoder(geometry)
+    encoder = random_encoder(geometry, impl=impl)
+    # Products sum in another order than convolutions do; what is plain, fairseq2 runs itself.
+    tolerance = {"rtol": 1e-4, "atol": 1e-4} if impl == "fast" else {}
     waveform = noise(2, 23_700)
     with torch.inference_mode():
         features = encoder.frontend(waveform)
@@ -149,7 +152,7 @@ def test_every_intermediate_result_is_fairseq2s(
         assert own.shape == other.shape and own.shape[:2] == (2, 73)
         assert own.std() > 0.05  # results that are all alike would agree by accident
         for row, length in enumerate(lengths):
-            torch.testing.assert_close(own[row, :length], other[row, :length])
+            torch.testing.assert_close(own[row, :length], other[row, :length], **tolerance)
 
 
 def to_data2vec(encoder: Encoder) -> dict[str, Tensor]:
