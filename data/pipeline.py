@@ -29,6 +29,8 @@ from etude.data.tokens import Codes
 
 _log = logging.getLogger(__name__)
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
 
 class _Positions(IterableDataset[int]):
     """Source: positions of this worker's crops, one by one."""
@@ -123,10 +125,19 @@ def training_batches(
         pin_memory=pin_memory,
         prefetch_factor=4 if workers else None,
     )
-    for batch in loader:
-        if isinstance(batch, DataError):
-            raise batch
-        yield batch
+    # A worker that is just being born has torch's handler, which dies of SIGTERM.
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        batches = iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+    try:
+        for batch in batches:
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
+    finally:
+        del batches  # the workers end, even while an error keeps this frame
 
 
 def held_out_batches(
@@ -250,8 +261,9 @@ def _read_codes(plan: CropPlan, planned: PlannedCrop) -> dict[str, Codes]:
 def _ignore_signals(worker: int) -> None:
     # A signal to the whole group is the trainer's to answer; a worker that dies of it takes the
     # trainer's last checkpoint with it.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     torch.set_num_threads(1)
 
 

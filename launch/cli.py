@@ -12,6 +12,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
+_INTERRUPTED = "interrupted; run the same command again to continue."
 _PATIENCE_SECONDS = 10.0
 """How long a failed rank waits for local rank 0 to fail too."""
 
@@ -20,6 +21,17 @@ def print_error(message: str) -> None:
     """Prints ``error: …`` on stderr, once per node: under a launcher only local rank 0 speaks."""
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:
         print(f"error: {message}", file=sys.stderr, flush=True)
+
+
+def end_on(*signals: signal.Signals) -> None:
+    """Makes these signals end the command at once, with a word, and status 75.
+
+    For the time of imports, in which a KeyboardInterrupt may vanish or turn into another error:
+    torch, for one, goes on without numpy whatever is raised while it imports it.
+    """
+    for number in signals:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _end)
 
 
 def interrupt_on(*signals: signal.Signals) -> None:
@@ -33,7 +45,10 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     try:
         status: int | None = main() or 0
     except KeyboardInterrupt:
-        print_error("interrupted; run the same command again to continue.")
+        # A second one would kill an interpreter that is ending, and the status would be its own.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_IGN)
+        print_error(_INTERRUPTED)
         status = 75
     except Exception as error:  # noqa: BLE001 - re-raised unless it is addressed to the user
         status = getattr(error, "exit_status", None)
@@ -51,6 +66,12 @@ def _wait_for_local_rank_0() -> None:
     if int(os.environ.get("LOCAL_RANK", "0")) != 0:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(_PATIENCE_SECONDS)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        os.write(2, f"error: {_INTERRUPTED}\n".encode())  # stderr itself may be in use
+    os._exit(75)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

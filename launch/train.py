@@ -8,17 +8,19 @@ import argparse
 import signal
 from pathlib import Path
 
-from etude.launch.cli import interrupt_on, run
-from etude.pretrain.config_file import dump_yaml, load_config
+from etude.launch.cli import end_on, interrupt_on, run
 from etude.pretrain.launchers import follow_launchers
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 def main() -> int:
     """Reads the config, checks the inputs, trains."""
     arguments = _parse()
-    # Until training has begun and can be saved.
-    interrupt_on(signal.SIGTERM, signal.SIGUSR1)
+    end_on(*_SIGNALS)
     follow_launchers()
+    from etude.pretrain.config_file import dump_yaml, load_config
+
     config = load_config(arguments.config, arguments.overrides)
     if arguments.print_config:
         print(dump_yaml(config), end="")
@@ -26,6 +28,7 @@ def main() -> int:
     # Heavy imports only now: a misspelt key is told in a second.
     from etude.pretrain.launching import dry_run, train_run
 
+    interrupt_on(*_SIGNALS)  # until training has begun and can be saved
     return dry_run(config) if arguments.dry_run else train_run(config)
 
 

@@ -16,6 +16,7 @@ All parameters are those of fairseq2's modules, which hold them under their name
 """
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from typing import Any
 
@@ -51,7 +52,7 @@ def conv_features(stack: Wav2Vec2FeatureExtractor, waveform: Tensor) -> Tensor:
     # In frames of the last layer; what the last frame sees is the longest in samples.
     room = num_frames - 1 + math.ceil(grid.receptive_samples / grid.hop_samples)
     dtype = _product_dtype(waveform, layers[0].conv.weight)
-    with torch.autocast(waveform.device.type, enabled=False):
+    with _without_autocast(waveform.device.type):
         first_frames = room * grid.hop_samples // strides[0]
         source, *leading = _first(layers[0], waveform, frames=first_frames, dtype=dtype)
         for layer, following in pairwise(layers):
@@ -73,9 +74,19 @@ def conv_features(stack: Wav2Vec2FeatureExtractor, waveform: Tensor) -> Tensor:
     return features
 
 
+def _without_autocast(device: str) -> AbstractContextManager[object]:
+    if not torch.amp.autocast_mode.is_autocast_available(
+        device
+    ):  # such as where shapes alone are computed
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
+
+
 def _product_dtype(waveform: Tensor, weight: Tensor) -> torch.dtype:
     device = waveform.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    if torch.amp.autocast_mode.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return weight.dtype
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -199,7 +199,8 @@ def _hooks(
         events = folder.tensorboard if config.logging.tensorboard else None
         hooks.append(MetricsFile(folder.metrics, events))
         hooks.append(Progress(last, config.train.global_batch))
-        hooks.append(WarnOfWaiting(_MOST_WAITING))
+        if world.device.type == "cuda":  # on a CPU, loading and training share the cores
+            hooks.append(WarnOfWaiting(_MOST_WAITING))
     limits = {"target_std": health.min_target_std, "prediction_std": health.min_prediction_std}
     hooks.append(StopAtCollapse(limits, after_steps=health.after_steps, saver=saver))
     return hooks

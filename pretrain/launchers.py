@@ -16,6 +16,8 @@ _log = logging.getLogger(__name__)
 
 _LAUNCHERS = ("deepspeed", "torchrun", "torch.distributed", "srun")
 _WATCH_SECONDS = 1.0
+_VARIABLES = (b"TORCHELASTIC_RUN_ID=", b"CROSS_RANK=")
+"""What torchrun and deepspeed.launcher.launch leave in the environment of all that they start."""
 
 
 def follow_launchers() -> None:
@@ -23,6 +25,8 @@ def follow_launchers() -> None:
     launchers = _launchers_above()
     if launchers:
         threading.Thread(target=_watch, args=(launchers,), daemon=True).start()
+    elif _is_orphan():
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _watch(launchers: list[tuple[int, str]]) -> None:
@@ -33,6 +37,22 @@ def _watch(launchers: list[tuple[int, str]]) -> None:
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
         time.sleep(_WATCH_SECONDS)
+
+
+def _is_orphan() -> bool:
+    """Whether a launcher began this process and was gone before it could be looked for.
+
+    Who then stands in its place has neither its name nor, as a script between would, its variables.
+    """
+    parent = Path(f"/proc/{os.getppid()}")
+    try:
+        command = (parent / "cmdline").read_bytes().decode(errors="replace")
+        variables = (parent / "environ").read_bytes()
+    except OSError:  # another user's: nothing that our launcher began
+        command, variables = "", b""
+    ours = any(name.decode()[:-1] in os.environ for name in _VARIABLES)
+    theirs = any(word.startswith(_VARIABLES) for word in variables.split(b"\0"))
+    return ours and not theirs and not any(name in command for name in _LAUNCHERS)
 
 
 def _launchers_above() -> list[tuple[int, str]]:

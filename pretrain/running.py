@@ -1,13 +1,17 @@
 """One run: it continues where its folder stopped, trains, and goes back where it must."""
 
 import logging
+import os
+import sys
+from functools import partial
+from pathlib import Path
 
 from etude.pretrain.assemble import build_engine, build_objective, build_trainer
-from etude.pretrain.checkpoint import Checkpoints
+from etude.pretrain.checkpoint import Checkpoints, step_of
 from etude.pretrain.config import Config
 from etude.pretrain.distributed import World, barrier
 from etude.pretrain.engine import Engine
-from etude.pretrain.errors import ConfigError, DivergedError, NumericsError
+from etude.pretrain.errors import ConfigError, DivergedError, NumericsError, PreemptedError
 from etude.pretrain.hooks import SaveCheckpoints
 from etude.pretrain.inputs import Inputs
 from etude.pretrain.run_folder import RunFolder, cut_lines
@@ -34,8 +38,10 @@ def train(
         corpus=inputs.fingerprint,
         asynchronous=config.checkpoint.asynchronous,
     )
-    with StopRequest(world.device) as stop:
+    leave = partial(_leave, folder, world, None if found is None else found[0])
+    with StopRequest(world.device, leave=leave, is_last=True) as stop:
         engine = build_engine(objective, config, world, inputs.share)
+        stop.met()
         state = RunState()
         if found is not None:
             path, content = found
@@ -72,6 +78,16 @@ def train(
                 saver.finish()
                 state = _go_back(error, trainer.state, config, checkpoints, engine)
                 saver.continues(state.step)
+
+
+def _leave(folder: RunFolder, world: World, checkpoint: Path | None) -> None:
+    """Ends the process while its main thread waits for ranks that are not coming."""
+    if world.is_main:
+        reason = "interrupted before the first update: nothing to save"
+        print(f"error: {reason}; run the same command again.", file=sys.stderr, flush=True)
+        step = 0 if checkpoint is None else step_of(checkpoint)
+        folder.write_exit(code=75, reason=reason, step=step, rank=0, checkpoint=checkpoint)
+    os._exit(PreemptedError.exit_status)
 
 
 def _go_back(

@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ from etude.pretrain.watchdog import Watchdog
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
 LR = 1e-3
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 DDP = ("train.engine=ddp",)
 STAGES = [(f"deepspeed.zero_optimization.stage={stage}",) for stage in (0, 1, 2)]
@@ -89,8 +91,13 @@ def run(recipe: Path, folder: Path, *words: str) -> Trainer:
     inputs = check_inputs(config, rank=0, ranks=1, device="cpu")
     run_folder = RunFolder(folder)
     run_folder.start(config)
-    with Watchdog(run_folder, rank=0, ranks=1, limit=config.train.hang_seconds) as watchdog:
-        return train(config, inputs, ALONE, run_folder, watchdog)
+    before = {number: signal.getsignal(number) for number in STOPS}
+    try:
+        with Watchdog(run_folder, rank=0, ranks=1, limit=config.train.hang_seconds) as watchdog:
+            return train(config, inputs, ALONE, run_folder, watchdog)
+    finally:  # a run is the last thing that its process does, and lets nothing interrupt the end
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def lines(folder: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:

@@ -39,8 +39,8 @@ from etude.pretrain.run_folder import RunFolder
 from etude.pretrain.running import train
 from etude.pretrain.watchdog import Watchdog
 
-sys.path.insert(0, str(Path(__file__).parent))
-from chain_kill import PARADIGMS, lines, make_corpus, write_recipe  # noqa: E402
+sys.path[:0] = [str(Path(__file__).parents[1])]
+from campaigns.tiny_runs import PARADIGMS, lines, make_corpus, write_recipe  # noqa: E402
 
 ENGINES = ("ddp", 0, 1, 2)
 PRECISIONS = ("fp32", "bf16")

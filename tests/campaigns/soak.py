@@ -22,16 +22,9 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-sys.path.insert(0, str(Path(__file__).parent))
-from chain_kill import (  # noqa: E402
-    PARADIGMS,
-    Moment,
-    lines,
-    make_corpus,
-    start,
-    wait_or_kill,
-    write_recipe,
-)
+sys.path[:0] = [str(Path(__file__).parents[1])]
+from campaigns.chain_kill import Moment, start, wait_or_kill  # noqa: E402
+from campaigns.tiny_runs import PARADIGMS, lines, make_corpus, write_recipe  # noqa: E402
 
 SAMPLE_SECONDS = 5.0
 TRIAL_UPDATES = 400

@@ -224,8 +224,9 @@ def test_damaged_clips_are_replaced_and_counted_and_no_other_crop_moves(
     assert [sample_id for sample_id, _ in rows(batches)] == list(range(42))
     for batch in batches:
         tries = [first_whole(plan, int(position), damaged) for position in batch.sample_ids]
-        assert batch.skipped == sum(found[0] for found in tries if found is not None)
-    assert batches[1].skipped >= 2
+        # One for each clip that was planned, however many were tried in its place.
+        assert batch.skipped == sum(found[0] > 0 for found in tries if found is not None)
+    assert batches[1].skipped >= 1
 
 
 def test_each_damaged_clip_is_reported_by_name(
@@ -314,7 +315,7 @@ def test_all_batches_before_an_error_are_delivered_first(
     delivered = list(islice(batches, 3))
     assert [sample_id for sample_id, _ in rows(delivered)] == list(range(readable))
     assert torch.equal(delivered[2].waveform[2], straight[2].waveform[2])
-    assert [int(batch.skipped) for batch in delivered] == [8 + 7 + 6, 5 + 4 + 3, 2 + 1]
+    assert [int(batch.skipped) for batch in delivered] == [3, 3, 2]
     with pytest.raises(DataError):
         next(batches)
 
