@@ -12,6 +12,9 @@ from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""What asks a command to stop: Ctrl-C, a launcher or scheduler, Slurm's warning."""
+
 _INTERRUPTED = "interrupted; run the same command again to continue."
 _PATIENCE_SECONDS = 10.0
 """How long a failed rank waits for local rank 0 to fail too."""
@@ -46,7 +49,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         status: int | None = main() or 0
     except KeyboardInterrupt:
         # A second one would kill an interpreter that is ending, and the status would be its own.
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        for number in STOPS:
             signal.signal(number, signal.SIG_IGN)
         print_error(_INTERRUPTED)
         status = 75

@@ -5,19 +5,16 @@ run.dir continues from the newest valid checkpoint.
 """
 
 import argparse
-import signal
 from pathlib import Path
 
-from etude.launch.cli import end_on, interrupt_on, run
+from etude.launch.cli import STOPS, end_on, interrupt_on, run
 from etude.pretrain.launchers import follow_launchers
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 def main() -> int:
     """Reads the config, checks the inputs, trains."""
     arguments = _parse()
-    end_on(*_SIGNALS)
+    end_on(*STOPS)
     follow_launchers()
     from etude.pretrain.config_file import dump_yaml, load_config
 
@@ -28,7 +25,7 @@ def main() -> int:
     # Heavy imports only now: a misspelt key is told in a second.
     from etude.pretrain.launching import dry_run, train_run
 
-    interrupt_on(*_SIGNALS)  # until training has begun and can be saved
+    interrupt_on(*STOPS)  # until training has begun and can be saved
     return dry_run(config) if arguments.dry_run else train_run(config)
 
 

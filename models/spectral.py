@@ -7,8 +7,6 @@ magnitudes do not survive bfloat16.
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -19,6 +17,7 @@ from torchaudio.functional import melscale_fbanks
 
 from etude.models.cqt import FourierCqt
 from etude.models.frames import FrameGrid
+from etude.models.precision import plain_float32
 
 CHROMA_FMIN = 65.4
 """Lowest frequency that counts towards chroma: C2, below which FFT bins are wider than a tone."""
@@ -159,7 +158,7 @@ class ConstantQ(nn.Module):
     def forward(self, waveform: Tensor) -> Tensor:
         """Magnitudes (or ``log(1 + 100 m)``) of the frames that the encoder has."""
         num_frames = self.grid.num_frames(waveform.shape[-1])
-        with _plain_float32(waveform.device):
+        with plain_float32(waveform.device):
             spectrum: Tensor = self.transform(waveform.float())
             spectrum = spectrum.transpose(1, 2)[:, :num_frames]
             if self.scale == "log":
@@ -169,20 +168,6 @@ class ConstantQ(nn.Module):
                 deviation = spectrum.std(dim=(1, 2), keepdim=True)
                 spectrum = (spectrum - mean) / (deviation + 1e-3)
             return spectrum.contiguous()
-
-
-@contextmanager
-def _plain_float32(device: torch.device) -> Iterator[None]:
-    """No autocast and no TF32, whose error is a hundred times that of the transform."""
-    matmul, conv = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(matmul)
-        torch.backends.cudnn.allow_tf32 = conv
 
 
 def _chroma_filters(sample_rate: int, *, n_fft: int, bins: int) -> Tensor:

@@ -242,7 +242,8 @@ def step_of(path: Path) -> int:
 
 def find_damage(path: Path) -> str | None:
     """What is wrong with a checkpoint folder, or ``None`` if it is whole."""
-    for file in path.rglob("*"):
+    inside = list(path.rglob("*"))
+    for file in inside:
         if file.is_symlink():
             return f"{file.relative_to(path)} is a link"
     try:
@@ -253,7 +254,7 @@ def find_damage(path: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         return f"{_MANIFEST} cannot be read: {error}"
     known = {*files, _MANIFEST, _MANIFEST_HASH}
-    found = {str(file.relative_to(path)) for file in path.rglob("*") if not file.is_dir()}
+    found = {str(file.relative_to(path)) for file in inside if not file.is_dir()}
     if strange := sorted(found - known):
         return f"{strange[0]} does not belong to it"
     for name, (size, sha256) in files.items():

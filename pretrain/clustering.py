@@ -23,8 +23,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from etude.models.precision import plain_float32
 from etude.pretrain.errors import ConfigError, PreemptedError
-from etude.pretrain.precision import plain_float32
 from etude.pretrain.quantizer import (
     FeatureQuantizer,
     FeatureSettings,

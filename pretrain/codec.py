@@ -33,8 +33,8 @@ from torch.nn import functional as F
 from torch.nn.utils import remove_weight_norm
 
 from etude.data.files import file_sha256
+from etude.models.precision import plain_float32
 from etude.pretrain.errors import ConfigError
-from etude.pretrain.precision import plain_float32
 
 CodecKind = Literal["encodec_24khz"]
 

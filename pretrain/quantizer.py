@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 from etude.data.files import file_sha256, write_bytes
 from etude.models.frames import FrameGrid
+from etude.models.precision import plain_float32
 from etude.models.spectral import Chroma, LogMel
 from etude.pretrain.errors import ConfigError
-from etude.pretrain.precision import plain_float32
 
 if TYPE_CHECKING:
     # Encoders are imported where one is used: fairseq2 takes seconds, and spectra do without.

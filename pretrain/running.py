@@ -57,8 +57,8 @@ def train(
         while True:
             _cut(folder, state.step, world)
             if world.is_main:
-                how = f"continuing at update {state.step}" if state.step else "starting at update 0"
-                _log.info("%s", how)
+                how = "continuing" if state.step else "starting"
+                _log.info("%s at update %d", how, state.step)
             trainer = build_trainer(
                 config,
                 inputs,
@@ -118,14 +118,15 @@ def _go_back(
         ) from error
     path, content = found
     barrier()  # all have found the same before any is deleted
-    checkpoints.drop_after(int(content["step"]))
+    old = RunState.of(content)
+    checkpoints.drop_after(old.step)
     checkpoints.load_engine(path, engine)
-    after = state.went_back(RunState.of(content))
+    after = state.went_back(old)
     _log.warning(
         "%s Going back to %s and passing over the data of %d updates.",
         error,
         path,
-        after.passed_over - RunState.of(content).passed_over,
+        after.passed_over - old.passed_over,
     )
     return after
 
