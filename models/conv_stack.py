@@ -75,16 +75,14 @@ def conv_features(stack: Wav2Vec2FeatureExtractor, waveform: Tensor) -> Tensor:
 
 
 def _without_autocast(device: str) -> AbstractContextManager[object]:
-    if not torch.amp.autocast_mode.is_autocast_available(
-        device
-    ):  # such as where shapes alone are computed
+    if device == "meta":  # shapes alone are computed: it knows no autocast
         return nullcontext()
     return torch.autocast(device, enabled=False)
 
 
 def _product_dtype(waveform: Tensor, weight: Tensor) -> torch.dtype:
     device = waveform.device.type
-    if torch.amp.autocast_mode.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    if device != "meta" and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return weight.dtype
 

@@ -23,10 +23,10 @@ _VARIABLES = (b"TORCHELASTIC_RUN_ID=", b"CROSS_RANK=")
 def follow_launchers() -> None:
     """Sends this process SIGTERM once a launcher above it is gone."""
     launchers = _launchers_above()
-    if launchers:
-        threading.Thread(target=_watch, args=(launchers,), daemon=True).start()
-    elif _is_orphan():
+    if _lacks_its_command(launchers[-1][0]) if launchers else _is_orphan():
         os.kill(os.getpid(), signal.SIGTERM)
+    elif launchers:
+        threading.Thread(target=_watch, args=(launchers,), daemon=True).start()
 
 
 def _watch(launchers: list[tuple[int, str]]) -> None:
@@ -44,15 +44,26 @@ def _is_orphan() -> bool:
 
     Who then stands in its place has neither its name nor, as a script between would, its variables.
     """
-    parent = Path(f"/proc/{os.getppid()}")
+    command = _command_line(os.getppid())
     try:
-        command = (parent / "cmdline").read_bytes().decode(errors="replace")
-        variables = (parent / "environ").read_bytes()
+        variables = Path(f"/proc/{os.getppid()}/environ").read_bytes()
     except OSError:  # another user's: nothing that our launcher began
-        command, variables = "", b""
+        variables = b""
     ours = any(name.decode()[:-1] in os.environ for name in _VARIABLES)
     theirs = any(word.startswith(_VARIABLES) for word in variables.split(b"\0"))
     return ours and not theirs and not any(name in command for name in _LAUNCHERS)
+
+
+def _lacks_its_command(topmost: int) -> bool:
+    """Whether the topmost launcher is one that a `deepspeed` command began which is gone.
+
+    On one node the command begins ``deepspeed.launcher.launch`` itself, always with the same
+    options; on several, ssh does, and names the node.
+    """
+    words = _command_line(topmost).split("\0")
+    names = {word.partition("=")[0] for word in words}
+    begun_by_command = "deepspeed.launcher.launch" in words and "--enable_each_rank_log" in names
+    return begun_by_command and "--node_rank" not in names
 
 
 def _launchers_above() -> list[tuple[int, str]]:
@@ -60,8 +71,8 @@ def _launchers_above() -> list[tuple[int, str]]:
     found = []
     pid = os.getppid()
     while pid > 1:
+        command = _command_line(pid)
         try:
-            command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
             parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
         except OSError:
             break
@@ -72,6 +83,14 @@ def _launchers_above() -> list[tuple[int, str]]:
             found.append((pid, started))
         pid = parent
     return found
+
+
+def _command_line(pid: int) -> str:
+    """A process's words, each ended by a zero byte; none if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def start_time(pid: int) -> str | None:

@@ -1,12 +1,15 @@
 """Fixtures that several packages' tests share."""
 
 import json
+import signal
+from collections.abc import Iterator
 
 import pytest
 from audio_files import tune, write
 
 from etude.data.prepare import PrepareSettings, prepare
 from etude.data.shards import Corpus
+from etude.launch.cli import STOPS
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -15,6 +18,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="FOLDER",
         help="folder with the MERT authors' configuration_MERT.py and modeling_MERT.py",
     )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Iterator[None]:
+    """Gives signals back their handlers: a process that has trained ignores them to its end.
+
+    Commands that later tests start would inherit that.
+    """
+    handlers = {number: signal.getsignal(number) for number in STOPS}
+    outcome = yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    return outcome
 
 
 @pytest.fixture(scope="session")

@@ -1,19 +1,20 @@
 """Runs are killed again and again, and must end as if nothing had been.
 
     python tests/campaigns/chain_kill.py [--kills 100] [--seed S] [--ranks 1 2] [--stage 0]
+        [--saving waited behind]
 
 A MERT-like and a music2vec-like run, tiny but real: plain python or torchrun, DeepSpeed, shards, a
 checkpoint every few updates. Every process of a run dies of SIGKILL at a random instant: one time
 of four while it starts, one of four while a checkpoint is being written, else some updates after it
 began. The same command is given again until the run is done; then the next run begins, until all
-kills are used. With `--ranks 1 2` every start draws how many there are. Every start also draws
-whether training goes on while a checkpoint is written.
+kills are used. With `--ranks 1 2` every start draws how many there are; with `--saving waited
+behind`, whether training waits until a checkpoint is written or goes on meanwhile.
 
 Every line of metrics that was ever written must be that of a run which was left alone: bit for bit
 with one rank, to 1e-6 once another number has taken part (without dropout, which every rank draws
-for itself). No start may fail. A kill may cost the updates since the last checkpoint was due, and
-where saving was asynchronous those before it, if it was not published yet: a save waits for the one
-before.
+for itself). No start may fail. A kill may cost the updates since the last checkpoint was due; where
+saving goes on behind training, those before it too, if it was not published yet: a save waits for
+the one before.
 """
 
 import argparse
@@ -71,6 +72,7 @@ def main() -> int:
     parser.add_argument("--ranks", type=int, nargs="+", default=[1])
     parser.add_argument("--stage", type=int, default=0, choices=[0, 1, 2], help="of ZeRO")
     parser.add_argument("--paradigms", nargs="+", default=list(PARADIGMS), choices=list(PARADIGMS))
+    parser.add_argument("--saving", nargs="+", default=["waited"], choices=["waited", "behind"])
     options = parser.parse_args()
     failed = False
     with tempfile.TemporaryDirectory() as folder:
@@ -80,7 +82,8 @@ def main() -> int:
             kills = options.kills // count + (number < options.kills % count)
             dropout = 0.1 if set(options.ranks) == {1} else 0.0
             recipe = write_recipe(Path(folder), name, corpus, dropout=dropout, stage=options.stage)
-            tally = campaign(recipe, kills, options.ranks, random.Random(options.seed + number))
+            generator = random.Random(options.seed + number)
+            tally = campaign(recipe, kills, options.ranks, options.saving, generator)
             print(f"{name}: {describe(tally)}", flush=True)
             for mistake in tally.mistakes:
                 print(f"  {mistake}")
@@ -97,7 +100,9 @@ def describe(tally: Tally) -> str:
     )
 
 
-def campaign(recipe: Path, kills: int, ranks: list[int], generator: random.Random) -> Tally:
+def campaign(
+    recipe: Path, kills: int, ranks: list[int], saving: list[str], generator: random.Random
+) -> Tally:
     """Kills runs of a recipe, ``kills`` times in all."""
     alone = recipe.with_name(f"{recipe.stem}-alone")
     began = time.monotonic()
@@ -111,7 +116,7 @@ def campaign(recipe: Path, kills: int, ranks: list[int], generator: random.Rando
     while tally.kills < kills:
         run = recipe.with_name(f"{recipe.stem}-{tally.runs}")
         tally.runs += 1
-        kill_one_run(recipe, run, seconds, reference, kills, ranks, generator, tally)
+        kill_one_run(recipe, run, seconds, reference, kills, ranks, saving, generator, tally)
     return tally
 
 
@@ -122,6 +127,7 @@ def kill_one_run(
     reference: dict[int, dict[str, Any]],
     kills: int,
     ranks: list[int],
+    saving: list[str],
     generator: random.Random,
     tally: Tally,
 ) -> None:
@@ -133,7 +139,7 @@ def kill_one_run(
         tally.changes += before is not None and size != before
         before = size
         tally.starts += 1
-        behind = generator.random() < 0.5
+        behind = generator.choice(saving) == "behind"
         process = start(recipe, run, size, behind)
         killed = tally.kills < kills and reached < UPDATES  # else it would never end
         if killed:

@@ -145,8 +145,6 @@ def main() -> int:
             outcomes[-1].mistakes += finish(case.launcher, recipe, run, references[kind])
             shutil.rmtree(run, ignore_errors=True)
             print(f"{number:>3} {describe(outcomes[-1])}", flush=True)
-        if "deepspeed 2" in options.launchers:
-            print(limit_of_deepspeed(recipe, Path(folder, "unseen")))
     print_table(outcomes)
     wrong = sum(bool(outcome.mistakes) for outcome in outcomes)
     print(f"{len(outcomes)} cases, {wrong} wrong, {time.monotonic() - began:.0f} s")
@@ -177,8 +175,8 @@ def draw(
             generator.shuffle(targets[launcher])
         target = targets[launcher].pop()
         since: list[Since] = ["ranks", "child"]
-        if target != "rank" and not (target == "launcher" and launcher.startswith("deepspeed")):
-            since.append("command")  # the exception is measured by itself
+        if target != "rank":
+            since.append("command")
         step = generator.randrange(1, LATEST)
         cases.append(
             Case(
@@ -364,22 +362,6 @@ def finish(launcher: str, recipe: Path, run: Path, reference: Reference) -> list
 
 def weights_of(run: Path) -> str:
     return file_sha256(run / "checkpoints" / f"step-{UPDATES:08d}" / "encoder.safetensors")
-
-
-def limit_of_deepspeed(recipe: Path, run: Path) -> str:
-    """What SIGTERM to `deepspeed` does between its start of the node's launcher and of the ranks.
-
-    No rank ever sees the command that is gone, so none can tell.
-    """
-    launched = Launched("deepspeed 2", recipe, run)
-    launched.wait(lambda: launched.runs("deepspeed.launcher.launch"))
-    launched.command.terminate()
-    command_seconds, seconds = launched.end(120.0)
-    return (
-        f"SIGTERM to deepspeed before there are ranks: the command ended after "
-        f"{command_seconds:.1f} s with status {launched.command.returncode}, its last process "
-        f"after {seconds:.1f} s, with {launched.updates} updates of {UPDATES}"
-    )
 
 
 def describe(outcome: Outcome) -> str:

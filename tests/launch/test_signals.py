@@ -68,6 +68,19 @@ def test_a_rank_whose_launcher_died_before_it_could_look_for_it_ends_too(recipe:
     assert seconds < ENDS_WITHIN and launched.said.startswith("error: interrupted")
 
 
+def test_a_deepspeed_command_that_dies_before_there_are_ranks_takes_them_with_it(
+    recipe: Path,
+) -> None:
+    # They never see the command, only what it has begun.
+    launched = Launched("deepspeed 2", recipe, recipe.with_name("unseen"))
+    launched.wait(lambda: launched.runs("deepspeed.launcher.launch"))
+    launched.command.terminate()
+    _, seconds = launched.end(ENDS_WITHIN)
+    assert launched.command.returncode == -signal.SIGTERM
+    assert seconds < ENDS_WITHIN and launched.updates == 0
+    assert "error: interrupted" in launched.said
+
+
 def test_a_loader_worker_that_is_signalled_while_it_is_born_lives_on(
     small_corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
