@@ -3,12 +3,13 @@
     OMP_NUM_THREADS=1 python benchmarks/step.py [--crops 4] [--rounds 5] [--precision bf16]
         [--ways ours,A,B,D] [--family mert|music2vec]
 
-One run. Every way lives in a process of its own, so that its peak memory is its own; in each round
-the ways take one step each in random order, alone on the machine. A step is forward, backward and
-AdamW on the same crops, masks and labels, dropout 0. Time is CPU time of the process (on a GPU:
-wall time after a synchronisation), median over rounds with its range. MFU counts the student's
-products, forward and backward (and the teacher's forward), of the size in ``flops.py``, against a
-matrix product of 8192 x 8192 measured in the same run; neither recomputation nor targets count.
+One run. Every way lives in a process of its own, so that its peak memory is its own (on a CPU:
+beyond what imports took); in each round the ways take one step each in random order, alone on the
+machine. A step is forward, backward and AdamW on the same crops, masks and labels, dropout 0. Time
+is CPU time of the process (on a GPU: wall time after a synchronisation), median over rounds with its
+range. MFU counts the student's products, forward and backward (and the teacher's forward), of the
+size in ``flops.py``, against a matrix product of 8192 x 8192 measured in the same run; neither
+recomputation nor targets count.
 
 The ways are described in ``step_ways/``: ours; A the published MERT step; B what most would write
 with transformers; C the same compiled, without CQT; D torchaudio's HuBERT; E transformers'
@@ -93,6 +94,7 @@ def measure(
 def serve(name: str, problem: Problem, connection: Connection) -> None:
     """A way's process: one step whenever it is told to."""
     torch.manual_seed(0)
+    imported = resident_gigabytes()
     way = build(name, problem)
     connection.send(way.what)
     cuda = problem.device == "cuda"
@@ -107,9 +109,15 @@ def serve(name: str, problem: Problem, connection: Connection) -> None:
         peak = (
             torch.cuda.max_memory_allocated() / 1e9
             if cuda
-            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9 - imported
         )
         connection.send((seconds, peak, loss))
+
+
+def resident_gigabytes() -> float:
+    """Memory of this process."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 1e9
 
 
 def report(problem: Problem, figures: dict[str, Figures], rounds: int) -> None:

@@ -10,7 +10,8 @@ input alone: norm and GELU are made again in backward, where they cost little be
 while what they make is three quarters and more of what autograd would keep.
 """
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +20,17 @@ from torch.autograd.function import once_differentiable
 
 _aten = torch.ops.aten
 
+_PART_BYTES = 1 << 30
+_PART_BYTES_CPU = 32 << 20
+"""Size of the rows that are made at a time: on a GPU few products, on a CPU little memory."""
+
 
 class ActivatedConv(torch.autograd.Function):
-    """``conv(gelu(norm(rows)))``; rows are the input itself or its product with ``lead_weight``."""
+    """``conv(gelu(norm(rows)))``; rows are the input itself or its product with ``lead_weight``.
+
+    A few crops at a time: what is made on the way and thrown away would, of all crops at once, be
+    the most that a training step holds.
+    """
 
     @staticmethod
     def forward(
@@ -36,59 +45,139 @@ class ActivatedConv(torch.autograd.Function):
         bias: Tensor | None,
         kernel: int,
         stride: int,
+        crop_rows: int,
     ) -> Tensor:
         """Rows (N, C) to rows (N', C').
 
         :param source: rows (N, C); or with a lead, patches (B, F, K), of which it makes B F rows.
-        :param lead_weight: (B, K, C), a matrix of its own for each row of the batch.
-        :param lead_bias: (B, 1, C).
+        :param lead_weight: (B, K, C), a matrix of its own for each crop, or one for all (1, K, C).
+        :param lead_bias: of as many, (B, 1, C).
         :param norm_weight: (C,) of a layer norm, in the type in which it is computed.
         :param weight: (C', kernel C), the channels of a tap side by side.
+        :param crop_rows: rows of a crop, a multiple of ``stride``; the last crop may have fewer.
+            Frames that straddle two crops are anything finite, and must not be given a gradient.
         """
         ctx.save_for_backward(source, lead_weight, lead_bias, norm_weight, norm_bias, weight)
         ctx.eps, ctx.has_bias, ctx.kernel, ctx.stride = eps, bias is not None, kernel, stride
-        rows = lead(source, lead_weight, lead_bias)
-        normed, _, _ = _layer_norm(rows, norm_weight, norm_bias, eps)
-        return conv(F.gelu(normed), weight, bias, kernel=kernel, stride=stride)
+        ctx.crop_rows = crop_rows
+        made = []
+        for part in _parts_of_batch(source, lead_weight, crop_rows):
+            rows = lead(*part.of(source, lead_weight, lead_bias))
+            normed, _, _ = _layer_norm(rows, norm_weight, norm_bias, eps)
+            frames = conv(F.gelu(normed), weight, bias, kernel=kernel, stride=stride)
+            straddling = 0 if part.is_last else len(rows) // stride - len(frames)
+            made.append(F.pad(frames, (0, 0, 0, straddling)) if straddling else frames)
+        return made[0] if len(made) == 1 else torch.cat(made)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of all tensors that :meth:`forward` takes."""
         source, lead_weight, lead_bias, norm_weight, norm_bias, weight = ctx.saved_tensors
-        rows = lead(source, lead_weight, lead_bias)
-        normed, mean, rstd = _layer_norm(rows, norm_weight, norm_bias, ctx.eps)
-        active = F.gelu(normed)
-        grad_weight = conv_weight_grad(grad, active, kernel=ctx.kernel, stride=ctx.stride)
-        grad_bias = grad.sum(dim=0) if ctx.has_bias else None
-        grad_rows = conv_input_grad(grad, active, weight, kernel=ctx.kernel, stride=ctx.stride)
-        del active
-        grad_rows = _aten.gelu_backward(grad_rows, normed)
-        grad_norm = (None, None)
-        if norm_weight is not None:
-            grad_rows, *grad_norm = _aten.native_layer_norm_backward(
-                grad_rows.to(norm_weight.dtype),
-                rows.to(norm_weight.dtype),
-                norm_weight.shape,
-                mean,
-                rstd,
-                norm_weight,
-                norm_bias,
-                [True, True, True],
-            )
-            grad_rows = grad_rows.to(rows.dtype)
-        grad_source, grad_lead = grad_rows, (None, None)
-        if lead_weight is not None:
-            grad_BFC = grad_rows.view(len(source), -1, lead_weight.shape[2])
-            grad_lead = (
-                source.transpose(1, 2) @ grad_BFC,
-                None if lead_bias is None else grad_BFC.sum(dim=1, keepdim=True),
-            )
-            # Patches want a gradient only where somebody differentiates by the waveform.
-            grad_source = None
-            if ctx.needs_input_grad[0]:
-                grad_source = grad_BFC @ lead_weight.transpose(1, 2)
-        return (grad_source, *grad_lead, *grad_norm, None, grad_weight, grad_bias, None, None)
+        # Patches want a gradient only where somebody differentiates by the waveform.
+        by_source = torch.empty_like(source) if ctx.needs_input_grad[0] else None
+        by_weight: list[Tensor] = []
+        by_bias: list[Tensor] = []
+        by_norm_weight: list[Tensor] = []
+        by_norm_bias: list[Tensor] = []
+        by_lead_weight: list[Tensor] = []
+        by_lead_bias: list[Tensor] = []
+        for part in _parts_of_batch(source, lead_weight, ctx.crop_rows):
+            part_source, part_weight, part_bias = part.of(source, lead_weight, lead_bias)
+            rows = lead(part_source, part_weight, part_bias)
+            normed, mean, rstd = _layer_norm(rows, norm_weight, norm_bias, ctx.eps)
+            active = F.gelu(normed)
+            first = part.rows.start // ctx.stride
+            part_grad = grad[first : first + (len(rows) - ctx.kernel) // ctx.stride + 1]
+            products = {"kernel": ctx.kernel, "stride": ctx.stride}
+            by_weight.append(conv_weight_grad(part_grad, active, **products))
+            if ctx.has_bias:
+                by_bias.append(part_grad.sum(dim=0))
+            grad_rows = conv_input_grad(part_grad, active, weight, **products)
+            del active
+            grad_rows = _aten.gelu_backward(grad_rows, normed)
+            if norm_weight is not None:
+                grad_rows, *by_norm = _aten.native_layer_norm_backward(
+                    grad_rows.to(norm_weight.dtype),
+                    rows.to(norm_weight.dtype),
+                    norm_weight.shape,
+                    mean,
+                    rstd,
+                    norm_weight,
+                    norm_bias,
+                    [True, True, True],
+                )
+                by_norm_weight.append(by_norm[0])
+                by_norm_bias.append(by_norm[1])
+                grad_rows = grad_rows.to(rows.dtype)
+            if part_weight is not None:
+                grad_rows = grad_rows.view(len(part_source), -1, part_weight.shape[2])
+                by_lead_weight.append(part_source.transpose(1, 2) @ grad_rows)
+                if part_bias is not None:
+                    by_lead_bias.append(grad_rows.sum(dim=1, keepdim=True))
+                if by_source is not None:
+                    grad_rows = grad_rows @ part_weight.transpose(1, 2)
+            if by_source is not None:
+                part.of(by_source, lead_weight, lead_bias)[0].copy_(grad_rows)
+        return (
+            by_source,
+            _per_crop(by_lead_weight, lead_weight),
+            _per_crop(by_lead_bias, lead_bias),
+            _total(by_norm_weight),
+            _total(by_norm_bias),
+            None,
+            _total(by_weight),
+            _total(by_bias),
+            None,
+            None,
+            None,
+        )
+
+
+class _Part(NamedTuple):
+    """A few crops of a batch."""
+
+    crops: slice
+    rows: slice
+    is_last: bool
+
+    def of(
+        self, source: Tensor, lead_weight: Tensor | None, lead_bias: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """What :func:`lead` makes this part's rows of."""
+        if lead_weight is None:
+            return source[self.rows], None, None
+        if len(lead_weight) == 1:
+            return source[:, self.rows], lead_weight, lead_bias
+        bias = None if lead_bias is None else lead_bias[self.crops]
+        return source[self.crops], lead_weight[self.crops], bias
+
+
+def _parts_of_batch(source: Tensor, lead_weight: Tensor | None, crop_rows: int) -> Iterator[_Part]:
+    """Parts whose rows take about ``_PART_BYTES`` or, if that is more, one crop each."""
+    rows = len(source) if lead_weight is None else source.shape[0] * source.shape[1]
+    channels = source.shape[1] if lead_weight is None else lead_weight.shape[2]
+    budget = _PART_BYTES_CPU if source.device.type == "cpu" else _PART_BYTES
+    each = max(1, budget // (crop_rows * channels * source.element_size()))
+    crops = -(-rows // crop_rows)
+    for first in range(0, crops, each):
+        last = min(crops, first + each)
+        inside = slice(first * crop_rows, min(rows, last * crop_rows))
+        yield _Part(slice(first, last), inside, is_last=last == crops)
+
+
+def _total(parts: list[Tensor]) -> Tensor | None:
+    """The sum, made in float32 or what is wider; ``None`` of nothing."""
+    if len(parts) < 2:
+        return parts[0] if parts else None
+    wide = torch.promote_types(parts[0].dtype, torch.float32)
+    return torch.stack(parts).sum(dim=0, dtype=wide).to(parts[0].dtype)
+
+
+def _per_crop(parts: list[Tensor], matrices: Tensor | None) -> Tensor | None:
+    """Gradients of matrices, of which every crop has one, or all have the same."""
+    shared = matrices is None or len(matrices) == 1
+    return _total(parts) if shared else torch.cat(parts)
 
 
 def lead(source: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:

@@ -53,13 +53,14 @@ def conv_features(stack: Wav2Vec2FeatureExtractor, waveform: Tensor) -> Tensor:
     room = num_frames - 1 + math.ceil(grid.receptive_samples / grid.hop_samples)
     dtype = _product_dtype(waveform, layers[0].conv.weight)
     with _without_autocast(waveform.device.type):
-        first_frames = room * grid.hop_samples // strides[0]
-        source, *leading = _first(layers[0], waveform, frames=first_frames, dtype=dtype)
+        crop_rows = room * grid.hop_samples // strides[0]
+        source, *leading = _first(layers[0], waveform, frames=crop_rows, dtype=dtype)
         for layer, following in pairwise(layers):
             source = ActivatedConv.apply(  # type: ignore[no-untyped-call]
-                source, *leading, *_norm(layer, dtype), *_conv(following, dtype)
+                source, *leading, *_norm(layer, dtype), *_conv(following, dtype), crop_rows
             )
             leading = [None, None]
+            crop_rows //= following.conv.stride[0]
         made = lead(source, *leading)
         # The last row ends where the waveform does, short of its room.
         made = F.pad(made, (0, 0, 0, rows * room - len(made))).view(rows, room, -1)

@@ -89,7 +89,7 @@ def stepper(
     after: Callable[[], None] | None = None,
 ) -> Callable[[], float]:
     """Forward, backward and AdamW."""
-    optimizer = torch.optim.AdamW(parameters, lr=1e-5, betas=(0.9, 0.98), eps=1e-6, fused=True)
+    optimizer = adamw(parameters)
 
     def step() -> float:
         loss = loss_of()
@@ -101,3 +101,8 @@ def stepper(
         return float(loss.detach())
 
     return step
+
+
+def adamw(parameters: Iterable[nn.Parameter]) -> torch.optim.AdamW:
+    """The optimizer of all ways."""
+    return torch.optim.AdamW(parameters, lr=1e-5, betas=(0.9, 0.98), eps=1e-6, fused=True)

@@ -1,17 +1,20 @@
 """A: MERT's step as published: its cosine loss by broadcasting, its CQT by dense convolution.
 
 The network is transformers' HubertModel (the same layers as fairseq's, attention the faster way),
-in pure bfloat16 as fairseq's ``--bf16`` has it. The loss is written from HuBERT's formula (Hsu et
+in bfloat16 with a float32 copy of all parameters for the optimizer, as fairseq's ``FP16Optimizer``
+has it. The loss is written from HuBERT's formula (Hsu et
 al. 2021, eq. 3) in the form of fairseq's ``compute_nce``: for each codebook, similarities of every
 masked frame to its positive and to all classes, a (1 + V, S, D) comparison, with the class that
 equals the positive set to minus infinity.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .common import CLASSES, CODEBOOKS, CQT, FINAL_DIM, GEOMETRY, Problem, Way, stepper
+from .common import CLASSES, CODEBOOKS, CQT, FINAL_DIM, GEOMETRY, Problem, Way, adamw, stepper
 from .transformers_hubert import cqt, cqt_target, faster_attention, hubert
 
 TEMPERATURE = 0.1
@@ -23,7 +26,37 @@ def published(problem: Problem) -> Way:
     what = (
         f"published MERT: cosine loss by broadcasting, nnAudio CQT in fp32, network ({attention})"
     )
-    return Way(what, stepper(model.parameters(), model))
+    parameters = list(model.parameters())
+    if problem.precision == "fp32":
+        return Way(what, stepper(parameters, model))
+    return Way(what, copied_stepper(parameters, model))
+
+
+def copied_stepper(
+    parameters: list[nn.Parameter], loss_of: Callable[[], Tensor]
+) -> Callable[[], float]:
+    """Forward, backward, and AdamW on one flat float32 copy of the parameters."""
+    copy = nn.Parameter(torch.cat([p.detach().float().flatten() for p in parameters]))
+    copy.grad = torch.zeros_like(copy)
+    optimizer = adamw([copy])
+    sizes = [p.numel() for p in parameters]
+    values, grads = (
+        [part.view_as(p) for part, p in zip(flat.split(sizes), parameters, strict=True)]
+        for flat in (copy.detach(), copy.grad)
+    )
+
+    def step() -> float:
+        loss = loss_of()
+        loss.backward()
+        torch._foreach_copy_(grads, [p.grad for p in parameters])
+        optimizer.step()
+        with torch.no_grad():
+            torch._foreach_copy_(parameters, values)
+        for parameter in parameters:
+            parameter.grad = None
+        return float(loss.detach())
+
+    return step
 
 
 class Published(nn.Module):

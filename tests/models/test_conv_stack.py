@@ -31,6 +31,7 @@ GEOMETRIES: dict[str, list[tuple[int, int, int]]] = {  # channels, kernel, strid
 }
 EVERY_GEOMETRY = pytest.mark.parametrize("geometry", GEOMETRIES)
 BOTH_NORMS = pytest.mark.parametrize("layer_norm", [False, True], ids=["group", "layer"])
+EVERY_PART = pytest.mark.parametrize("part_bytes", [1, 1 << 30], ids=["crop by crop", "at once"])
 BOTH_BIASES = pytest.mark.parametrize("bias", [False, True], ids=["unbiased", "biased"])
 
 
@@ -129,9 +130,15 @@ def assert_alike(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance:
 @EVERY_GEOMETRY
 @BOTH_NORMS
 @BOTH_BIASES
+@EVERY_PART
 def test_features_and_all_gradients_are_those_of_the_definition(
-    geometry: str, layer_norm: bool, bias: bool
+    geometry: str,
+    layer_norm: bool,
+    bias: bool,
+    part_bytes: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(conv_rows, "_PART_BYTES_CPU", part_bytes)
     stack = random_stack(geometry, layer_norm=layer_norm, bias=bias, dtype=torch.float64)
     for rows, samples in ((3, 1300), (1, 1300), (2, 1301), (2, 1303), (2, 1599), (2, 1921)):
         waveform = noise(rows, samples, torch.float64)
@@ -177,7 +184,11 @@ def test_features_and_all_gradients_are_the_definitions_on_a_gpu(layer_norm: boo
 
 @EVERY_GEOMETRY
 @BOTH_NORMS
-def test_no_result_depends_on_what_memory_held(geometry: str, layer_norm: bool) -> None:
+@EVERY_PART
+def test_no_result_depends_on_what_memory_held(
+    geometry: str, layer_norm: bool, part_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conv_rows, "_PART_BYTES_CPU", part_bytes)
     stack = random_stack(geometry, layer_norm=layer_norm, bias=True, dtype=torch.float64)
     waveform = noise(2, 1303, torch.float64)
     wanted = results(conv_features, stack, waveform, by_waveform=True)
@@ -192,7 +203,11 @@ def test_no_result_depends_on_what_memory_held(geometry: str, layer_norm: bool) 
 
 @EVERY_GEOMETRY
 @BOTH_NORMS
-def test_a_row_does_not_hear_the_others(geometry: str, layer_norm: bool) -> None:
+@EVERY_PART
+def test_a_row_does_not_hear_the_others(
+    geometry: str, layer_norm: bool, part_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conv_rows, "_PART_BYTES_CPU", part_bytes)
     stack = random_stack(geometry, layer_norm=layer_norm, dtype=torch.float64)
     waveform = noise(3, 1700, torch.float64)
     with torch.no_grad():
