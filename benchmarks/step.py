@@ -6,9 +6,9 @@
 One run. Every way lives in a process of its own, so that its peak memory is its own (on a CPU:
 beyond what imports took); in each round the ways take one step each in random order, alone on the
 machine. A step is forward, backward and AdamW on the same crops, masks and labels, dropout 0. Time
-is CPU time of the process (on a GPU: wall time after a synchronisation), median over rounds with its
-range. MFU counts the student's products, forward and backward (and the teacher's forward), of the
-size in ``flops.py``, against a matrix product of 8192 x 8192 measured in the same run; neither
+is CPU time of the process (on a GPU: wall time after a synchronisation), median over rounds with
+its range. MFU counts the student's products, forward and backward (and the teacher's forward), of
+the size in ``flops.py``, against a matrix product of 8192 x 8192 measured in the same run; neither
 recomputation nor targets count.
 
 The ways are described in ``step_ways/``: ours; A the published MERT step; B what most would write

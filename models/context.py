@@ -54,6 +54,7 @@ class Context(nn.Module):
                 dropout=config.dropout,
                 attention_dropout=config.attention_dropout,
                 activation_dropout=config.activation_dropout,
+                impl=config.impl,
             )
             for _ in range(config.layers)
         )

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from etude.models.blocks import Wav2Vec2FeatureExtractor
 from etude.models.conv_rows import ActivatedConv, lead
 from etude.models.frames import FrameGrid
+from etude.models.precision import product_dtype
 
 _LONGEST_PATCH = 32
 """Samples of the first kernel up to which its norm is computed from patches: their moments cost the
@@ -51,7 +52,7 @@ def conv_features(stack: Wav2Vec2FeatureExtractor, waveform: Tensor) -> Tensor:
         )
     # In frames of the last layer; what the last frame sees is the longest in samples.
     room = num_frames - 1 + math.ceil(grid.receptive_samples / grid.hop_samples)
-    dtype = _product_dtype(waveform, layers[0].conv.weight)
+    dtype = product_dtype(waveform, layers[0].conv.weight)
     with _without_autocast(waveform.device.type):
         crop_rows = room * grid.hop_samples // strides[0]
         source, *leading = _first(layers[0], waveform, frames=crop_rows, dtype=dtype)
@@ -79,13 +80,6 @@ def _without_autocast(device: str) -> AbstractContextManager[object]:
     if device == "meta":  # shapes alone are computed: it knows no autocast
         return nullcontext()
     return torch.autocast(device, enabled=False)
-
-
-def _product_dtype(waveform: Tensor, weight: Tensor) -> torch.dtype:
-    device = waveform.device.type
-    if device != "meta" and torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return weight.dtype
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

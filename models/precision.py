@@ -1,9 +1,10 @@
-"""Plain float32 for what labels and targets depend on."""
+"""In which type something is computed: plain float32 for labels, autocast's for products."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 
 @contextmanager
@@ -21,3 +22,11 @@ def plain_float32(device: torch.device) -> Iterator[None]:
     finally:
         torch.set_float32_matmul_precision(matmul)
         torch.backends.cudnn.allow_tf32 = conv
+
+
+def product_dtype(values: Tensor, weight: Tensor) -> torch.dtype:
+    """The type in which autocast would multiply ``values`` by ``weight``."""
+    device = values.device.type
+    if device != "meta" and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return weight.dtype

@@ -5,7 +5,7 @@ Ours rather than fairseq2's layer, because a data2vec teacher averages the feed-
 the same pure function of the update on every rank.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 
@@ -18,6 +18,7 @@ from etude.models.blocks import (
     StandardMultiheadAttention,
     TorchSDPA,
 )
+from etude.models.feed_forward import feed_forward
 
 
 class LayerOutput(NamedTuple):
@@ -31,7 +32,10 @@ class LayerOutput(NamedTuple):
 
 
 class TransformerLayer(nn.Module):
-    """Self-attention and feed-forward with residuals, post-norm (BERT) or pre-norm."""
+    """Self-attention and feed-forward with residuals, post-norm (BERT) or pre-norm.
+
+    :param impl: ``fast`` keeps less of the feed-forward block for backward than ``plain``.
+    """
 
     def __init__(
         self,
@@ -43,9 +47,11 @@ class TransformerLayer(nn.Module):
         dropout: float,
         attention_dropout: float,
         activation_dropout: float,
+        impl: Literal["fast", "plain"] = "fast",
     ) -> None:
         super().__init__()
         self.pre_norm = pre_norm
+        self.impl = impl
         sdpa = TorchSDPA(IdentityBias(), dropout_p=attention_dropout)
         self.attention = StandardMultiheadAttention(dim, heads, sdpa)
         self.attention_norm = StandardLayerNorm(dim, bias=True)
@@ -61,11 +67,17 @@ class TransformerLayer(nn.Module):
         """``hidden`` (B, F, D) to the layer's output of the same shape."""
         if self.pre_norm:
             hidden = hidden + self._attend(self.attention_norm(hidden), layout, bias_cache)
-            ffn = self.dropout(self.ffn(self.ffn_norm(hidden)))
+            ffn = self.dropout(self._feed_forward(self.ffn_norm(hidden)))
             return LayerOutput(hidden + ffn, ffn)
         hidden = self.attention_norm(hidden + self._attend(hidden, layout, bias_cache))
-        ffn = self.dropout(self.ffn(hidden))
+        ffn = self.dropout(self._feed_forward(hidden))
         return LayerOutput(self.ffn_norm(hidden + ffn), ffn)
+
+    def _feed_forward(self, hidden: Tensor) -> Tensor:
+        if self.impl == "fast":
+            return feed_forward(self.ffn, hidden)
+        made: Tensor = self.ffn(hidden)
+        return made
 
     def _attend(
         self, hidden: Tensor, layout: BatchLayout, bias_cache: AttentionBiasCache
