@@ -20,8 +20,8 @@ Write = Callable[[Path], None]
 class UpdateResult(NamedTuple):
     """What an optimizer update did."""
 
-    grad_norm: float
-    """Norm of the gradient before clipping."""
+    grad_norm: Tensor
+    """Norm of the gradient before clipping, scalar; who reads it waits for the device."""
 
     skipped: bool
     """Whether a non-finite gradient was thrown away; the same on every rank."""
@@ -76,7 +76,7 @@ def build_optimizer(
         betas=config.betas,
         eps=config.eps,
         weight_decay=config.weight_decay,
-        fused=device.type == "cuda",
+        fused=True,
     )
 
 

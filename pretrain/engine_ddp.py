@@ -62,8 +62,8 @@ class DdpEngine:
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         limit = self._clip_norm or float("inf")
-        norm = float(torch.nn.utils.clip_grad_norm_(self.objective.parameters(), limit))
-        skipped = norm - norm != 0.0
+        norm = torch.nn.utils.clip_grad_norm_(self.objective.parameters(), limit)
+        skipped = not bool(norm.isfinite())  # the one wait of an update
         if not skipped:
             self._optimizer.step()
         self._optimizer.zero_grad()

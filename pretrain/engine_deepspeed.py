@@ -50,6 +50,10 @@ class DeepSpeedEngine:
         _start_process_group(world)
         self._world = world
         self._autocast = config.train.precision == "bf16"
+        self._clip_norm = config.optim.clip_norm
+        if settings["zero_optimization"]["stage"] == 0:
+            # Done here, with the norm that is computed anyway.
+            settings = {**settings, "gradient_clipping": 0.0}
         objective.to(world.device)
         self._engine: Any = deepspeed.initialize(
             model=objective,
@@ -80,16 +84,20 @@ class DeepSpeedEngine:
         if self._stage == 0:
             # Stage 0 would apply a non-finite gradient, and the parameters would be gone. After
             # the reduction every rank has the same gradient and so takes the same decision.
-            norm = float(gradient_norm(self.objective))
-            if not _finite(norm):
+            norm = gradient_norm(self.objective)
+            if not bool(norm.isfinite()):  # the one wait of an update
                 self._engine.zero_grad()
                 self._engine.micro_steps += 1
                 return UpdateResult(norm, skipped=True)
+            if self._clip_norm:
+                parameters = self.objective.parameters()
+                torch.nn.utils.clip_grads_with_norm_(parameters, self._clip_norm, norm)
             self._engine.step()
             return UpdateResult(norm, skipped=False)
+        # The partitioned optimizer waits twice for the norm; a look of ours would be a third.
         self._engine.step()
-        norm = float(self._engine.get_global_grad_norm())
-        return UpdateResult(norm, skipped=not _finite(norm))
+        norm = torch.as_tensor(self._engine.get_global_grad_norm())
+        return UpdateResult(norm, skipped=not self._engine.was_step_applied())
 
     @torch.no_grad()
     def evaluate(self, batch: AudioBatch) -> StepOutput:
@@ -156,10 +164,6 @@ class _SafeCheckpointEngine(TorchCheckpointEngine):  # type: ignore[misc]
         allowed = [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
         with torch.serialization.safe_globals(allowed):
             return read_tensors(Path(path), map_location)
-
-
-def _finite(value: float) -> bool:
-    return value - value == 0.0
 
 
 def _start_process_group(world: World) -> None:

@@ -186,10 +186,11 @@ class Trainer:
             ranks = self._sums.count("data/skipped") / (updates * self._micro_batches)
             skipped = self._sums.total("data/skipped")
             self._check_skipped(skipped, updates * self._global_batch)
-            self._check_spikes(all_losses / ranks)
+            grad_norms = torch.stack(self._grad_norms).tolist() if self._grad_norms else []
+            self._check_spikes((all_losses / ranks).tolist(), grad_norms)
             values["data/skipped"] = skipped
             values["optim/lr"] = self._lr
-            values["optim/grad_norm"] = math.fsum(self._grad_norms) / max(1, len(self._grad_norms))
+            values["optim/grad_norm"] = math.fsum(grad_norms) / max(1, len(grad_norms))
             values["optim/skipped_updates"] = float(self.state.skipped_updates)
             values["optim/loss_spikes"] = float(self.state.loss_spikes)
             values["optim/grad_norm_spikes"] = float(self.state.grad_norm_spikes)
@@ -216,12 +217,12 @@ class Trainer:
                 "names them. Prepare or copy the corpus again."
             )
 
-    def _check_spikes(self, losses: Tensor) -> None:
+    def _check_spikes(self, losses: list[float], grad_norms: list[float]) -> None:
         """Looks for losses and gradient norms of this interval that stick out."""
         state, sigma = self.state, self._spike_sigma
-        spikes, state.losses = find_spikes(state.losses, losses.tolist(), sigma=sigma)
+        spikes, state.losses = find_spikes(state.losses, losses, sigma=sigma)
         state.loss_spikes += len(spikes)
-        norms, state.grad_norms = find_spikes(state.grad_norms, self._grad_norms, sigma=sigma)
+        norms, state.grad_norms = find_spikes(state.grad_norms, grad_norms, sigma=sigma)
         state.grad_norm_spikes += len(norms)
         for kind, found in (("loss", spikes), ("grad_norm", norms)):
             for spike in found:
@@ -234,6 +235,6 @@ class Trainer:
         self._interval_step = self.step
         self._data_seconds = 0.0
         self._losses: list[Tensor] = []
-        self._grad_norms: list[float] = []
+        self._grad_norms: list[Tensor] = []
         self._updates: list[int] = []
         self._lr = 0.0

@@ -68,7 +68,9 @@ class Training:
                 self.engine.accumulate(next(batches)).loss.item()
                 for _ in range(self.inputs.share.micro_batches)
             ]
-            done.append(Update(sum(losses) / len(losses), *self.engine.update(LR)))
+            result = self.engine.update(LR)
+            loss = sum(losses) / len(losses)
+            done.append(Update(loss, result.grad_norm.item(), result.skipped))
         return done
 
     def train_on_nan(self, update: int, *, micro_batch: int) -> UpdateResult:
