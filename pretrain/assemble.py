@@ -12,6 +12,7 @@ from etude.data.plan import BatchShare, Plan
 from etude.models.encoder import Encoder
 from etude.models.spectral import ConstantQ
 from etude.pretrain.augment import mix_in_batch
+from etude.pretrain.compiling import ReportCompiling
 from etude.pretrain.config import (
     CodecTargetConfig,
     Config,
@@ -201,6 +202,8 @@ def _hooks(
         hooks.append(Progress(last, config.train.global_batch))
         if world.device.type == "cuda":  # on a CPU, loading and training share the cores
             hooks.append(WarnOfWaiting(_MOST_WAITING))
+        if config.train.compile:
+            hooks.append(ReportCompiling())
     limits = {"target_std": health.min_target_std, "prediction_std": health.min_prediction_std}
     hooks.append(StopAtCollapse(limits, after_steps=health.after_steps, saver=saver))
     return hooks

@@ -265,6 +265,10 @@ class TrainConfig(Section):
     engine: Literal["deepspeed", "ddp"] = "deepspeed"
     """What drives the optimizer: DeepSpeed, or plain torch DistributedDataParallel."""
 
+    compile: bool = False
+    """Whether front end and layers go through torch.compile, which takes a minute at the start and
+    needs a C++ compiler or, on a GPU, Triton; without them training goes on as written."""
+
     max_skipped_updates: Natural = 10
     """Most updates with a non-finite gradient among the last ``skip_window`` that are borne."""
 

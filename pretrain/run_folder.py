@@ -19,6 +19,7 @@ from etude.pretrain.errors import ConfigError
 _MAY_DIFFER = (
     "train.max_steps",
     "train.micro_batch",
+    "train.compile",
     "train.hang_seconds",
     "train.max_rollbacks",
     "model.impl",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from etude.pretrain.assemble import build_engine, build_objective, build_trainer
 from etude.pretrain.checkpoint import Checkpoints, step_of
+from etude.pretrain.compiling import compile_regions
 from etude.pretrain.config import Config
 from etude.pretrain.distributed import World, barrier
 from etude.pretrain.engine import Engine
@@ -30,6 +31,8 @@ def train(
     checkpoints = Checkpoints(folder.checkpoints, keep=config.checkpoint.keep, world=world)
     found = checkpoints.newest_valid()
     objective = build_objective(config, inputs)
+    if config.train.compile:
+        compile_regions(objective, world.device)
     saver = SaveCheckpoints(
         checkpoints,
         objective,

@@ -1,0 +1,61 @@
+"""Training through torch.compile, and without it where it does not work."""
+
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from campaigns.tiny_runs import make_corpus, write_recipe
+from engine_parts import lines, run
+
+pytestmark = pytest.mark.usefixtures("process_group")
+
+NEEDS_COMPILER = pytest.mark.skipif(
+    shutil.which("g++") is None, reason="needs a C++ compiler (g++)"
+)
+FEW = ("train.max_steps=3", "train.precision=fp32", "train.engine=ddp", "data.workers=0")
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No graphs of other tests, and none of theirs on the disk."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    with torch._dynamo.config.patch(recompile_limit=8, suppress_errors=False):
+        torch._dynamo.reset()
+        yield
+        torch._dynamo.reset()
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    return write_recipe(tmp_path, "mert", make_corpus(tmp_path), dropout=0.0)
+
+
+@NEEDS_COMPILER
+def test_a_compiled_run_trains_as_one_that_is_not_and_says_how_long_it_took(
+    recipe: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        run(recipe, tmp_path / "compiled", *FEW, "train.compile=true")
+    run(recipe, tmp_path / "written", *FEW)
+    compiled, written = (lines(tmp_path / name) for name in ("compiled", "written"))
+    assert [line["loss"] for line in compiled] == pytest.approx(
+        [line["loss"] for line in written], rel=1e-4
+    )
+    told = [record.message for record in caplog.records if "torch.compile" in record.message]
+    assert len(told) >= 1 and "graphs in" in told[0]
+    # All layers share their graphs.
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] < 12
+
+
+def test_without_a_compiler_a_run_trains_as_written_and_says_why(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+    run(recipe, tmp_path / "fallen back", *FEW, "train.compile=true")
+    assert any("torch.compile does not work here" in record.message for record in caplog.records)
+    run(recipe, tmp_path / "written", *FEW)
+    fallen, written = (lines(tmp_path / name) for name in ("fallen back", "written"))
+    assert [line["loss"] for line in fallen] == [line["loss"] for line in written]
