@@ -2,9 +2,10 @@
 
     OMP_NUM_THREADS=1 python benchmarks/loader.py [--tracks N] [--crops N] [--rounds N]
 
-Demo music: tracks of four minutes at 24 kHz, as FLAC files and packed in clips of 30 s. Crops of
-5 s, the same for all ways but webdataset's. One process, nothing in parallel, files in the page
-cache, ways in random order within each round, process CPU time, median over rounds.
+Demo music: tracks of four minutes at 24 kHz, as FLAC files and packed in clips of 30 s, as FLAC and
+as PCM16. Crops of 5 s, the same for all ways but webdataset's. One process, nothing in parallel,
+files in the page cache, ways in random order within each round, process CPU time, median over
+rounds.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -21,6 +23,7 @@ import numpy as np
 import soundfile
 import webdataset
 
+from etude.data.clip_format import EXTENSIONS, AudioFormat
 from etude.data.demo.render import render_track
 from etude.data.pipeline import training_batches
 from etude.data.plan import BatchShare, CropPlan
@@ -43,9 +46,15 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         music = render(Path(folder), options.tracks)
-        settings = PrepareSettings(sample_rate=RATE, valid_fraction=0.0, shard_mb=16)
-        corpus = prepare([music], Path(folder) / "corpus", settings, workers=0, say=lambda _: None)
-        measure(ways(corpus, music), options.crops, options.rounds)
+        flac, pcm16 = (packed(Path(folder), music, kind) for kind in EXTENSIONS)
+        measure(ways(flac, pcm16, music), options.crops, options.rounds)
+
+
+def packed(folder: Path, music: Path, kind: AudioFormat) -> Corpus:
+    settings = PrepareSettings(sample_rate=RATE, valid_fraction=0.0, shard_mb=16, audio_format=kind)
+    corpus = prepare([music], folder / kind, settings, workers=0, say=lambda _: None)
+    assert corpus is not None
+    return corpus
 
 
 def measure(ways: dict[str, Way], crops: int, rounds: int) -> None:
@@ -67,14 +76,21 @@ def measure(ways: dict[str, Way], crops: int, rounds: int) -> None:
         print(f"| {name} | {span} | {ours / median:.2f} x |")
 
 
-def ways(corpus: Corpus, music: Path) -> dict[str, Way]:
-    split = corpus.split("train")
-    plan = CropPlan(split, crop_samples=CROP, hop_samples=HOP, seed=0)
+def planned(corpus: Corpus) -> CropPlan:
+    return CropPlan(corpus.split("train"), crop_samples=CROP, hop_samples=HOP, seed=0)
+
+
+def ways(flac: Corpus, pcm16: Corpus, music: Path) -> dict[str, Way]:
+    split = flac.split("train")
+    plan, sliced = planned(flac), planned(pcm16)
+    whole = planned(replace(flac, blocks_sha256=None))
     files = sorted(music.glob("*.flac"))
     # What the bare loops decode is in memory before.
     audio = [split.read_audio_bytes(clip) for clip in range(len(split))]
     return {
         "our loader: crops out of shards": lambda crops: ours(plan, crops),
+        "our loader: PCM16 shards": lambda crops: ours(sliced, crops),
+        "our loader: FLAC shards of before there were blocks.npy": lambda crops: ours(whole, crops),
         "bare loop: libsndfile decodes the same crops": lambda crops: bare_crops(
             plan, audio, crops
         ),

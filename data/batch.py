@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from etude.data.tokens import Codes
@@ -15,17 +16,20 @@ class Crop(NamedTuple):
     """One decoded crop."""
 
     position: int
-    waveform: npt.NDArray[np.float32]
+    waveform: npt.NDArray[np.int16]
     codes: dict[str, Codes]
     skipped: int
     """Damaged clips in whose place this one is."""
+    rows: npt.NDArray[np.int16] | None = None
+    """(B, T): all crops of its batch, if they are read side by side; ``waveform`` is in it."""
 
 
 class AudioBatch(NamedTuple):
     """One micro-batch of crops. Tensors alone pass through any engine."""
 
     waveform: Tensor
-    """Mono audio in [-1, 1], float32 (B, T)."""
+    """Mono audio (B, T): int16 as it is stored, half of what has to be copied to a device, where
+    ``scaled`` makes float32 in [-1, 1) of it; or that float32."""
 
     sample_ids: Tensor
     """Position of each crop in the run's order, int64 (B,): the counter of everything random."""
@@ -44,3 +48,10 @@ class AudioBatch(NamedTuple):
     num_samples: Tensor | None = None
     """True length of each row where shorter clips were padded with zeros, int64 (B,), kept on the
     host; ``None`` where every crop is full."""
+
+
+def scaled(waveform: Tensor) -> Tensor:
+    """Audio in [-1, 1), float32. Exact for 16 bit; float32 is returned as it is."""
+    if waveform.dtype == torch.int16:
+        return waveform.to(torch.float32).mul_(1 / 32768)
+    return waveform

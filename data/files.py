@@ -55,7 +55,7 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_at(path: Path, offset: int, size: int, *, version: str) -> bytes:
+def read_at(path: Path | str, offset: int, size: int, *, version: str) -> bytes:
     """Bytes of a file, fewer where it ends before.
 
     :param version: what tells this file from another that was at the same path.
@@ -71,7 +71,7 @@ def read_at(path: Path, offset: int, size: int, *, version: str) -> bytes:
 class _Descriptor:
     """A file descriptor, closed when its last reader lets go."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | str) -> None:
         self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def __del__(self) -> None:
@@ -81,7 +81,7 @@ class _Descriptor:
 
 
 @lru_cache(maxsize=_OPEN_FILES)
-def _descriptor(path: Path, version: str) -> _Descriptor:
+def _descriptor(path: Path | str, version: str) -> _Descriptor:
     """Opened on first use in a process; pread has no position, so forks may share it."""
     del version  # part of the cache key
     return _Descriptor(path)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from etude.data.ahead import ReadAhead
-from etude.data.audio import decode
+from etude.data.audio import decode_pcm16
 from etude.data.batch import AudioBatch, Crop
 from etude.data.errors import DataError
 from etude.data.plan import SUBSTITUTES, BatchShare, CropPlan, Plan, PlannedCrop
@@ -50,15 +50,19 @@ class _Positions(IterableDataset[int]):
 class _Read:
     """Stage: a position becomes a crop; a damaged clip is replaced, counted and named once."""
 
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
+    def __init__(self, plan: Plan, share: BatchShare) -> None:
+        self._plan, self._share = plan, share
         self._named: set[tuple[int, int]] = set()
 
     def __call__(self, positions: Iterable[int]) -> Iterator[Crop]:
         ahead = ReadAhead(self._plan)  # here: its threads belong to the worker
-        for position in positions:
+        for number, position in enumerate(positions):
             ahead.at(position)
-            yield read_crop(self._plan, position, self._name)
+            row = number % self._share.micro_batch
+            if row == 0:
+                rows = np.empty((self._share.micro_batch, self._plan.crop_samples), np.int16)
+            crop = read_crop(self._plan, position, self._name, out=rows[row])
+            yield crop._replace(rows=rows)
 
     def _name(self, planned: PlannedCrop, error: DataError) -> None:
         if (planned.part, planned.clip) not in self._named:
@@ -109,7 +113,7 @@ def training_batches(
     pipeline = webdataset.DataPipeline(
         _Positions(share, first_update),
         # From here on: positions of this worker, nothing read yet.
-        StockRead(plan, share, first_update) if stock else _Read(plan),
+        StockRead(plan, share, first_update) if stock else _Read(plan, share),
         # From here on: decoded crops.
         _Batch(plan, share),
         # From here on: micro-batches in the order of the plan.
@@ -153,7 +157,8 @@ def held_out_batches(
         if number % ranks != rank:
             continue
         part = plan.parts[planned.part]
-        rows.append(Crop(-1 - number, _decode(part, planned), _read_codes(part, planned), 0))
+        waveform = _decode(part, planned, np.empty(plan.crop_samples, np.int16))
+        rows.append(Crop(-1 - number, waveform, _read_codes(part, planned), 0))
         if len(rows) == micro_batch:
             yield collate(rows, update=0, crop_samples=plan.crop_samples)
             rows = []
@@ -175,19 +180,25 @@ def read_crop(
     plan: Plan,
     position: int,
     damaged: Callable[[PlannedCrop, DataError], None] = lambda planned, error: None,
+    *,
+    out: npt.NDArray[np.int16] | None = None,
 ) -> Crop:
     """Reads and decodes one crop, or a substitute if its clip is damaged.
 
     :param damaged: is told of every clip that could not be read.
+    :param out: takes the samples, if it is given, and zeros behind those of a short clip.
     :raises DataError: if all substitutes are damaged too.
     """
+    if out is None:
+        out = np.empty(plan.crop_samples, np.int16)
     for attempt in range(SUBSTITUTES + 1):
         planned = plan.crop(position, attempt)
         part = plan.parts[planned.part]
         try:
             # The clip that was planned here is lost; others count where they are planned.
             skipped = int(attempt > 0)
-            return Crop(position, _decode(part, planned), _read_codes(part, planned), skipped)
+            waveform = _decode(part, planned, out)
+            return Crop(position, waveform, _read_codes(part, planned), skipped)
         except DataError as error:
             damaged(planned, error)
             last = error
@@ -200,8 +211,11 @@ def read_crop(
 def collate(crops: list[Crop], *, update: int, crop_samples: int) -> AudioBatch:
     """Stacks crops; shorter ones are padded with zeros at the end, and their lengths told."""
     lengths = [len(crop.waveform) for crop in crops]
+    rows = crops[0].rows
     return AudioBatch(
-        waveform=_stack([crop.waveform for crop in crops], crop_samples),
+        waveform=_stack([crop.waveform for crop in crops], crop_samples)
+        if rows is None
+        else torch.from_numpy(rows),
         sample_ids=torch.tensor([crop.position for crop in crops]),
         update=torch.tensor(update),
         skipped=torch.tensor(sum(crop.skipped for crop in crops)),
@@ -216,19 +230,31 @@ def collate(crops: list[Crop], *, update: int, crop_samples: int) -> AudioBatch:
 
 
 def _stack(rows: Sequence[npt.NDArray[Any]], length: int) -> Tensor:
-    stacked = np.zeros((len(rows), length, *rows[0].shape[1:]), dtype=rows[0].dtype)
+    stacked = np.empty((len(rows), length, *rows[0].shape[1:]), dtype=rows[0].dtype)
     for place, row in zip(stacked, rows, strict=True):
         place[: len(row)] = row
+        place[len(row) :] = 0
     return torch.from_numpy(stacked)
 
 
-def _decode(plan: CropPlan, planned: PlannedCrop) -> npt.NDArray[np.float32]:
-    split = plan.split
-    data = split.read_audio_bytes(planned.clip)
+def _decode(
+    plan: CropPlan, planned: PlannedCrop, out: npt.NDArray[np.int16]
+) -> npt.NDArray[np.int16]:
+    """The crop's samples, at the beginning of ``out``, with zeros behind them."""
+    split, start, frames = plan.split, planned.start, _length(plan, planned)
+    out[frames:] = 0
+    if split.corpus.sliceable:
+        out[:frames] = split.read_pcm16(planned.clip, start=start, frames=frames)
+        return out[:frames]
+    file = split.open_audio(planned.clip)
     try:
-        waveform, rate = decode(data, start=planned.start, frames=_length(plan, planned))
+        waveform, rate = decode_pcm16(file, start=start, frames=frames, out=out)
     except DataError as error:
-        raise DataError(f"{split.key(planned.clip)} in {split.corpus.root}: {error}") from error
+        raise file.failure or DataError(
+            f"{split.key(planned.clip)} in {split.corpus.root}: {error}"
+        ) from error
+    if file.failure is not None:  # and yet the decoder was content
+        raise file.failure
     if rate != split.corpus.sample_rate:
         raise DataError(
             f"{split.key(planned.clip)} in {split.corpus.root} has {rate} Hz, but the corpus is "

@@ -176,7 +176,12 @@ class _Job:
             ),
             seed=self.settings.seed,
         )
-        plans = plan_shards(kept, splits, shard_bytes=round(self.settings.shard_mb * 1e6))
+        plans = plan_shards(
+            kept,
+            splits,
+            shard_bytes=round(self.settings.shard_mb * 1e6),
+            audio_format=self.settings.audio_format,
+        )
         self._write_all(plans)
         if not main:
             self.peers.leave()
@@ -194,6 +199,7 @@ class _Job:
             self.settings.clip_seconds,
             self.settings.min_seconds,
             self.settings.group_by,
+            self.settings.audio_format,
         )
         place, sources = self.peers.place, self.scan.sources
         mine = place.share(sources)
@@ -233,7 +239,7 @@ class _Job:
         clips = {plan.file: len(plan.clips) for plan in plans}
         scans = []
         for scan in map_unordered(
-            functools.partial(_scan, out=self.out, sample_rate=self.settings.sample_rate),
+            functools.partial(_scan, out=self.out, settings=self.settings),
             [(plan.file, plan.split) for plan in plans],
             workers=self.workers if len(plans) >= _SHARDS_FOR_A_POOL else 0,
             crashed=_scan_crashed,
@@ -252,6 +258,7 @@ class _Job:
             scans,
             sample_rate=self.settings.sample_rate,
             clip_seconds=self.settings.clip_seconds,
+            audio_format=self.settings.audio_format,
         )
         return open_corpus(self.out)
 
@@ -271,9 +278,9 @@ class _Job:
         self.peers.wait(missing)
 
 
-def _scan(shard: tuple[str, str], out: Path, sample_rate: int) -> ShardScan:
+def _scan(shard: tuple[str, str], out: Path, settings: PrepareSettings) -> ShardScan:
     file, split = shard
-    return scan_shard(out / file, split, sample_rate)
+    return scan_shard(out / file, split, settings.sample_rate, settings.audio_format)
 
 
 def _scan_crashed(shard: tuple[str, str]) -> NoReturn:

@@ -1,7 +1,7 @@
 """How much audio there is and how much disk it will take, before the work begins.
 
 The headers of about 200 files, the same ones each time, tell the seconds per byte of every kind of
-file; sizes are known of all. A corpus is 16-bit mono FLAC, so its size follows from the seconds.
+file; sizes are known of all. A corpus is 16-bit mono: its size follows from the seconds.
 """
 
 import shutil
@@ -42,7 +42,8 @@ class Estimate:
 def estimate(sources: Sequence[Source], settings: PrepareSettings, *, ranks: int = 1) -> Estimate:
     """From sizes and a sample of headers; each of ``ranks`` writes a shard at the same time."""
     seconds = estimate_seconds(sources)
-    corpus = seconds * settings.sample_rate * 2 * FLAC_RATIO
+    ratio = FLAC_RATIO if settings.audio_format == "flac" else 1.0
+    corpus = seconds * settings.sample_rate * 2 * ratio
     return Estimate(seconds, corpus, corpus + min(ranks * settings.shard_mb * 1e6, corpus))
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import final
 
+from etude.data.clip_format import EXTENSIONS, AudioFormat
 from etude.data.errors import InputError
 
 
@@ -28,6 +29,8 @@ class PrepareSettings:
     group_by: str = "artist"
     """Tracks that share this tag or column of ``--metadata`` are held out together; none: each
     track alone."""
+    audio_format: AudioFormat = "flac"
+    """``pcm16`` writes WAV instead of FLAC: 1.6 times the disk, crops without decoding."""
 
 
 def check_settings(settings: PrepareSettings) -> None:
@@ -51,4 +54,9 @@ def check_settings(settings: PrepareSettings) -> None:
         raise InputError(
             f"--max-valid-hours must be above 0, but is {settings.max_valid_hours:g}; "
             f"for no valid split give --valid-fraction 0."
+        )
+    if settings.audio_format not in EXTENSIONS:
+        raise InputError(
+            f"--audio-format must be one of {', '.join(EXTENSIONS)}, but is "
+            f"{settings.audio_format}."
         )

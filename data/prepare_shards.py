@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
+from etude.data.clip_format import EXTENSIONS, AudioFormat
 from etude.data.errors import DataError
 from etude.data.files import published
 from etude.data.prepare_splits import SplitName
@@ -25,6 +26,7 @@ class ShardPlan:
     file: str
     split: SplitName
     clips: tuple[tuple[Track, Clip], ...]
+    audio_format: AudioFormat = "flac"
 
 
 def drop_duplicates(tracks: Sequence[Track]) -> tuple[list[Track], dict[str, str]]:
@@ -42,10 +44,19 @@ def drop_duplicates(tracks: Sequence[Track]) -> tuple[list[Track], dict[str, str
 
 
 def plan_shards(
-    tracks: Sequence[Track], splits: dict[str, SplitName], *, shard_bytes: int
+    tracks: Sequence[Track],
+    splits: dict[str, SplitName],
+    *,
+    shard_bytes: int,
+    audio_format: AudioFormat = "flac",
 ) -> list[ShardPlan]:
     """Fills shards in the order of tracks and clips, up to ``shard_bytes`` each."""
     plans: list[ShardPlan] = []
+
+    def add(split: SplitName, number: int, clips: list[tuple[Track, Clip]]) -> None:
+        file = f"{split}-{number:06d}.tar"
+        plans.append(ShardPlan(file, split, tuple(clips), audio_format))
+
     names: tuple[SplitName, ...] = ("train", "valid")
     for split in names:
         clips: list[tuple[Track, Clip]] = []
@@ -56,12 +67,12 @@ def plan_shards(
             for clip in track.clips:
                 size = _in_tar(clip.audio_size) + _in_tar(clip.json_size)
                 if clips and filled + size > shard_bytes:
-                    plans.append(ShardPlan(f"{split}-{number:06d}.tar", split, tuple(clips)))
+                    add(split, number, clips)
                     clips, filled, number = [], 0, number + 1
                 clips.append((track, clip))
                 filled += size
         if clips:
-            plans.append(ShardPlan(f"{split}-{number:06d}.tar", split, tuple(clips)))
+            add(split, number, clips)
     return plans
 
 
@@ -76,7 +87,7 @@ def write_shard(plan: ShardPlan, root: Path, work: Path) -> None:
     ):
         for track, clip in plan.clips:
             audio, metadata = _read_clip(track, clip, work)
-            add_member(tar, f"{clip.key}.flac", audio)
+            add_member(tar, f"{clip.key}.{EXTENSIONS[plan.audio_format]}", audio)
             add_member(tar, f"{clip.key}.json", metadata)
 
 

@@ -67,6 +67,8 @@ def _read(path: Path) -> dict[str, Any]:
         before: dict[str, Any] = json.loads(path.read_bytes())
         if not isinstance(before["settings"], dict) or not {"sources", "files"} <= before.keys():
             raise ValueError("settings, sources and files are wanted")
+        # Unlike others that are younger, this one had a value before it had a name.
+        before["settings"].setdefault("audio_format", "flac")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
             f"{path}: not what launch/prepare.py writes ({error!r}). Choose another --out, or "

@@ -2,6 +2,8 @@
 
     open by content -> blocks, checked -> mono -> corpus rate -> 16 bit -> clips -> FLAC + JSON
 
+(or WAV, as the corpus is to have it.)
+
 A track is finished when its record is there: an interrupted run continues after the last one.
 What a file is worth is decided here; nothing is ever left out without a reason in the record.
 """
@@ -19,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from etude.data.audio import AudioFile, Resampler, Samples, encode, quantise, to_mono
+from etude.data.clip_format import AudioFormat
 from etude.data.containers.headers import usual_extension
 from etude.data.errors import DataError
 from etude.data.files import json_bytes, published, write_bytes
@@ -48,6 +51,7 @@ class TrackSettings:
     min_seconds: float
     group_by: str = NO_GROUPS
     """Column or tag whose value names the track's group (groups.py)."""
+    audio_format: AudioFormat = "flac"
 
     @property
     def clip_samples(self) -> int:
@@ -63,7 +67,7 @@ class TrackSettings:
 @final
 @dataclass(frozen=True)
 class Clip:
-    """One sample of the corpus; in the track's file its JSON follows its FLAC."""
+    """One sample of the corpus; in the track's file its JSON follows its audio."""
 
     key: str
     audio_size: int
@@ -167,15 +171,19 @@ class _Level:
         self._energy = 0.0
 
     def check(self, frames_TC: Samples) -> None:
-        """Before anything is computed from them."""
+        """Counts those at full scale, before anything is computed from them."""
         peak = float(np.abs(frames_TC).max())
         if peak > _ABSURD_PEAK:
             raise Unusable("corrupt", f"samples up to {peak:.3g}, where full scale is 1")
+        if peak >= _FULL_SCALE:
+            loud = np.zeros(len(frames_TC), dtype=np.bool_)
+            for channel in range(self.channels):
+                loud |= np.abs(frames_TC[:, channel]) >= _FULL_SCALE
+            self.full_scale += int(np.count_nonzero(loud))
 
     def add(self, frames_TC: Samples, mono: Samples) -> None:
         wide = mono.astype(np.float64)
         self.frames += len(mono)
-        self.full_scale += int(np.count_nonzero(np.abs(frames_TC).max(axis=1) >= _FULL_SCALE))
         self._channel_energy += float(np.square(frames_TC, dtype=np.float64).sum()) / self.channels
         self._sum += float(wide.sum())
         self._energy += float(np.square(wide).sum())
@@ -351,7 +359,8 @@ class _Packing:
             metadata["metadata"] = self.source.metadata
         if labels is not None:
             metadata["labels"] = labels
-        audio, text = encode(samples, rate), json_bytes(metadata, indent=None)
+        audio = encode(samples, rate, self.settings.audio_format)
+        text = json_bytes(metadata, indent=None)
         out.write(audio)
         out.write(text)
         key = f"{self.key}-{len(self.clips):05d}"

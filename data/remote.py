@@ -18,10 +18,18 @@ from typing import Any, TypeVar, final
 import aiohttp
 import fsspec
 
+from etude.data.blocks import BLOCKS_NAME
 from etude.data.errors import DataError, InputError
 from etude.data.files import file_sha256, write_bytes
 from etude.data.retry import with_retries
-from etude.data.shards import INDEX_NAME, MEMBERS_NAME, Corpus, check_members, parse_index
+from etude.data.shards import (
+    INDEX_NAME,
+    MEMBERS_NAME,
+    Corpus,
+    check_blocks,
+    check_members,
+    parse_index,
+)
 
 Result = TypeVar("Result")
 
@@ -123,16 +131,23 @@ def open_remote(url: str, cache: Cache) -> Corpus:
     folder = cache.folder / found.fingerprint[:16]
     folder.mkdir(parents=True, exist_ok=True)
     corpus = replace(found, root=folder, store=Remote(url, folder, cache.limit_bytes))
-    members = folder / MEMBERS_NAME
-    with _locked(members):
-        if not members.is_file():
-            write_bytes(members, _read(f"{url}/{MEMBERS_NAME}"))
-        try:
-            check_members(corpus)
-        except DataError:
-            members.unlink()
-            raise
+    _have(corpus, MEMBERS_NAME, check_members)
+    if corpus.blocks_sha256 is not None:
+        _have(corpus, BLOCKS_NAME, check_blocks)
     return corpus
+
+
+def _have(corpus: Corpus, name: str, check: Callable[[Corpus], None]) -> None:
+    """Fetches an array of the index unless it is there."""
+    path = corpus.root / name
+    with _locked(path):
+        if not path.is_file():
+            write_bytes(path, _read(f"{corpus.place}/{name}"))
+        try:
+            check(corpus)
+        except DataError:
+            path.unlink()
+            raise
 
 
 def _read(url: str) -> bytes:

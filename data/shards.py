@@ -2,11 +2,12 @@
 
     index.json    shards with their sizes, the format, the fingerprint
     members.npy   one row per clip: shard, places and checksums of its audio and JSON, length
+    blocks.npy    checksums of parts of the audio (blocks.py); older folders have none
     *.tar         opened when first read, in whichever process reads
 
-Any clip costs one `pread`, so that the order of training is a pure function of seed and epoch and
-never of how clips happen to lie in shards. Nothing here grows with the corpus except the page
-cache. A corpus at a URL is read the same way, from local copies of its shards (``remote.py``).
+Any clip is found by its row alone, so that the order of training is a pure function of seed and
+epoch and never of how clips happen to lie in shards. Nothing here grows with the corpus except the
+page cache. A corpus at a URL is read the same way, from local copies of its shards (``remote.py``).
 """
 
 import errno
@@ -25,8 +26,10 @@ from typing import Any, NoReturn, Protocol, final
 import numpy as np
 import numpy.typing as npt
 
+from etude.data.blocks import BLOCK_BYTES, BLOCKS_NAME, BlockFile, block_checksums, count_blocks
+from etude.data.clip_format import EXTENSIONS, PCM16_HEADER, AudioFormat
 from etude.data.errors import DataError, InputError
-from etude.data.files import NO_ARRAY, read_at
+from etude.data.files import NO_ARRAY, file_sha256, read_at
 from etude.data.retry import with_retries
 from etude.data.tar import BLOCK, header_name
 
@@ -103,6 +106,20 @@ class Corpus:
     licences: dict[str, float] = field(default_factory=dict, hash=False)
     """Seconds of audio per licence that ``--metadata`` named, the longest first; empty where it
     named none."""
+    audio_format: AudioFormat = "flac"
+    """What the audio members are."""
+    blocks_sha256: str | None = None
+    """Of ``blocks.npy``; None where there is none."""
+
+    @property
+    def extension(self) -> str:
+        """Of the audio members' names."""
+        return EXTENSIONS[self.audio_format]
+
+    @property
+    def sliceable(self) -> bool:
+        """Whether ``Split.read_pcm16`` can be asked."""
+        return self.audio_format == "pcm16" and self.blocks_sha256 is not None
 
     @property
     def place(self) -> str:
@@ -118,7 +135,7 @@ class Corpus:
         """
         length = min(length, size)  # a row of the index can ask for any amount of memory
         if self.store is None:
-            path = self.root / file
+            path = f"{self.root}/{file}"  # a Path would cost more than to read a block
 
             def read() -> bytes:
                 return read_at(path, offset, length, version=sha256)
@@ -201,9 +218,37 @@ class Split:
         counts = [s.samples if s.split == self.name else 0 for s in self.corpus.shards]
         return np.cumsum([0, *counts], dtype=np.int64)
 
+    @cached_property
+    def _checksums(self) -> npt.NDArray[np.uint32]:
+        """Those of all clips of the corpus, memory-mapped."""
+        return np.asarray(np.load(self.corpus.root / BLOCKS_NAME, mmap_mode="r"))
+
+    @cached_property
+    def _first_blocks(self) -> npt.NDArray[np.int64]:
+        """Where the checksums of each clip begin."""
+        before = np.load(self.corpus.root / MEMBERS_NAME, mmap_mode="r")
+        before = before[: self.corpus.span(self.name).start]
+        first = int(count_blocks(before["audio_size"]).sum())
+        return first + np.cumsum(np.append(0, count_blocks(self.members["audio_size"])))
+
     def read_audio_bytes(self, clip: int) -> bytes:
-        """The clip's FLAC file, its checksum verified."""
+        """The clip's FLAC or WAV file, its checksum verified."""
         return self._read(clip, "audio")
+
+    def open_audio(self, clip: int) -> BlockFile:
+        """The clip's FLAC or WAV file for a decoder; what is read of it is verified."""
+        size = int(self.members[clip]["audio_size"])
+        if self.corpus.blocks_sha256 is not None:
+            return BlockFile(size, self._block_reader(clip))
+        whole = self.read_audio_bytes(clip)
+        return BlockFile(size, lambda first, last: whole[first * BLOCK_BYTES : last * BLOCK_BYTES])
+
+    def read_pcm16(self, clip: int, *, start: int, frames: int) -> npt.NDArray[np.int16]:
+        """Samples of the clip, verified, where the corpus is ``sliceable``."""
+        begin, end = PCM16_HEADER + 2 * start, PCM16_HEADER + 2 * (start + frames)
+        first = begin // BLOCK_BYTES
+        data = self._block_reader(clip)(first, count_blocks(end))
+        return np.frombuffer(data, "<i2", frames, begin - first * BLOCK_BYTES)
 
     def read_metadata(self, clip: int) -> dict[str, Any]:
         """The clip's JSON member, its checksum verified."""
@@ -228,10 +273,26 @@ class Split:
         row = self.members[clip]
         data = self._pread(clip, int(row[f"{part}_offset"]), int(row[f"{part}_size"]), part)
         if zlib.crc32(data) != row[f"{part}_crc32"]:
-            key = self.key(clip)
-            extension = "flac" if part == "audio" else "json"
-            self._damaged(clip, f"member {key}.{extension}")
+            extension = self.corpus.extension if part == "audio" else "json"
+            self._damaged(clip, f"member {self.key(clip)}.{extension}")
         return data
+
+    def _block_reader(self, clip: int) -> Callable[[int, int], bytes]:
+        """Reads the audio's blocks from one number up to another, which is left out."""
+        row = self.members[clip]
+        offset, audio_size = int(row["audio_offset"]), int(row["audio_size"])
+        place = int(self._first_blocks[clip])
+        checksums = self._checksums[place : place + count_blocks(audio_size)].tolist()
+
+        def read(first: int, last: int) -> bytes:
+            begin = first * BLOCK_BYTES
+            size = min(audio_size, last * BLOCK_BYTES) - begin
+            data = self._pread(clip, offset + begin, size, "audio")
+            if block_checksums(data) != checksums[first:last]:
+                self._damaged(clip, f"member {self.key(clip)}.{self.corpus.extension}")
+            return data
+
+        return read
 
     def _pread(self, clip: int, offset: int, size: int, what: str) -> bytes:
         shard = self.corpus.shards[int(self.members[clip]["shard"])]
@@ -271,6 +332,7 @@ def open_corpus(root: Path) -> Corpus:
     corpus = parse_index(index.read_bytes(), root)
     _check_shards(corpus)
     check_members(corpus)
+    check_blocks(corpus)
     return corpus
 
 
@@ -289,6 +351,9 @@ def parse_index(text: bytes, root: Path) -> Corpus:
             fingerprint=str(content["fingerprint"]),
             shards=tuple(_shard(shard) for shard in content["shards"]),
             licences=_licences(content.get("licences", {})),
+            # Both are younger than the format; corpora without them are whole.
+            audio_format=_audio_format(content.get("audio_format", "flac")),
+            blocks_sha256=_sha256(content.get("blocks_sha256")),
         )
         version = content["format"]
         if not _SHA256.fullmatch(corpus.fingerprint):
@@ -314,6 +379,19 @@ def _shard(values: dict[str, Any]) -> Shard:
     if not all(map(isinstance, astuple(shard), (str, str, int, int | float, int, str))):
         raise TypeError(f"{values} does not describe a shard")
     return shard
+
+
+def _audio_format(value: Any) -> AudioFormat:
+    for known in EXTENSIONS:
+        if value == known:
+            return known
+    raise ValueError(f"audio_format is {value!r}, not one of {', '.join(EXTENSIONS)}")
+
+
+def _sha256(value: Any) -> str | None:
+    if value is not None and not (isinstance(value, str) and _SHA256.fullmatch(value)):
+        raise ValueError(f"{value!r} is no sha256")
+    return value
 
 
 def _licences(value: Any) -> dict[str, float]:
@@ -373,3 +451,25 @@ def check_members(corpus: Corpus) -> None:
         raise DataError(
             f"{path}: does not belong to the {INDEX_NAME} beside it (fingerprints differ). {_AGAIN}"
         )
+
+
+def check_blocks(corpus: Corpus) -> None:
+    """Checks that ``blocks.npy`` in ``corpus.root``, if there is to be one, is that of its index.
+
+    :raises DataError: if it is missing, unreadable or another one.
+    """
+    if corpus.blocks_sha256 is None:
+        return
+    path = corpus.root / BLOCKS_NAME
+    if not path.is_file():
+        raise DataError(f"{path}: missing, although {INDEX_NAME} names it. {_AGAIN}")
+    try:
+        if file_sha256(path) != corpus.blocks_sha256:
+            raise DataError(f"{path}: not the one of the {INDEX_NAME} beside it. {_AGAIN}")
+        checksums = np.lib.format.open_memmap(path, mode="r")
+    except NO_ARRAY as error:
+        raise DataError(f"{path}: cannot be read ({error}). {_AGAIN}") from error
+    sizes = np.load(corpus.root / MEMBERS_NAME, mmap_mode="r")["audio_size"]
+    blocks = int(count_blocks(sizes).sum())
+    if checksums.dtype != np.uint32 or checksums.shape != (blocks,):
+        raise DataError(f"{path}: not the checksums of {MEMBERS_NAME}. {_AGAIN}")

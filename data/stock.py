@@ -5,6 +5,7 @@ as bytes and decoded late. There is no position to resume from, the order depend
 ranks and workers, and what is lost of a damaged shard is not counted.
 """
 
+import io
 import json
 import logging
 import random
@@ -15,7 +16,7 @@ import numpy as np
 import webdataset
 from torch.utils.data import get_worker_info
 
-from etude.data.audio import decode
+from etude.data.audio import decode_pcm16
 from etude.data.batch import Crop
 from etude.data.crop import crop_start
 from etude.data.errors import DataError
@@ -58,7 +59,11 @@ class StockRead:
                     seed=plan.seed,
                     position=position,
                 )
-                waveform, _ = decode(sample["flac"], start=start, frames=plan.crop_samples)
+                waveform, _ = decode_pcm16(
+                    io.BytesIO(sample[plan.split.corpus.extension]),
+                    start=start,
+                    frames=plan.crop_samples,
+                )
             except (DataError, ValueError, KeyError, TypeError) as error:
                 _log.warning("skipped a damaged clip (%s): %s", sample.get("__key__"), error)
                 skipped += 1

@@ -5,7 +5,7 @@ reads as a shorter shard and nobody notices that samples are gone. The walk belo
 the index is built, and refuses all of it.
 
     blocks of 512 bytes -> headers (checksum, kind, name, size) -> members
-    -> pairs KEY.flac + KEY.json -> two zero blocks
+    -> pairs KEY.flac (or KEY.wav) + KEY.json -> two zero blocks
 """
 
 import io
@@ -78,25 +78,30 @@ def walk_members(path: Path, observe: Callable[[bytes], object] = len) -> Iterat
         yield from _Walk(path, file, observe).members()
 
 
-def walk_pairs(path: Path, observe: Callable[[bytes], object] = len) -> Iterator[Pair]:
-    """Yields a shard's samples: adjacent ``KEY.flac`` and ``KEY.json``, every key once."""
+def walk_pairs(
+    path: Path, observe: Callable[[bytes], object] = len, *, audio_extension: str = "flac"
+) -> Iterator[Pair]:
+    """Yields a shard's samples: adjacent ``KEY.flac`` and ``KEY.json``, every key once.
+
+    :param audio_extension: what stands in the place of ``flac``.
+    """
     seen: set[str] = set()
     audio: Member | None = None
     for member in walk_members(path, observe):
         key, _, extension = member.name.partition(".")
         if audio is None:
-            if extension != "flac" or not key or key.startswith("/"):
+            if extension != audio_extension or not key or key.startswith("/"):
                 _refuse(
                     path,
                     member.offset,
-                    f"member {member.name!r} where a KEY.flac should begin a sample",
+                    f"member {member.name!r} where a KEY.{audio_extension} should begin a sample",
                 )
             if key in seen:
                 _refuse(path, member.offset, f"a second sample with the key {key!r}")
             seen.add(key)
             audio = member
         else:
-            if member.name != audio.name.removesuffix(".flac") + ".json":
+            if member.name != f"{audio.name.partition('.')[0]}.json":
                 _refuse(
                     path,
                     member.offset,

@@ -242,7 +242,7 @@ def merge_shard(tokens: Tokens, file: str, out: Path) -> None:
         published(out / file) as stream,
         tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar,
     ):
-        for pair in walk_pairs(corpus.root / file):
+        for pair in walk_pairs(corpus.root / file, audio_extension=corpus.extension):
             name = member_name(pair.key, tokens.name)
             for part, content in (
                 (pair.audio.name, pair.audio.content),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from etude.data.batch import AudioBatch
+from etude.data.batch import AudioBatch, scaled
 from etude.pretrain.config import OptimConfig
 from etude.pretrain.errors import CheckpointError
 from etude.pretrain.objective import StepOutput
@@ -98,7 +98,7 @@ def host_copy(state: Any) -> Any:
 def move(batch: AudioBatch, device: torch.device) -> AudioBatch:
     """The batch on ``device``; ``update`` and ``skipped`` are read by the host and stay there."""
     return batch._replace(
-        waveform=batch.waveform.to(device, non_blocking=True),
+        waveform=scaled(batch.waveform.to(device, non_blocking=True)),
         sample_ids=batch.sample_ids.to(device, non_blocking=True),
         codes={name: codes.to(device, non_blocking=True) for name, codes in batch.codes.items()},
     )

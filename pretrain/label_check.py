@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from etude.data.audio import decode
+from etude.data.batch import scaled
 from etude.data.errors import DataError
 from etude.data.pipeline import collate, read_crop
 from etude.data.plan import CropPlan
@@ -109,7 +110,7 @@ def check_labels(config: Config, inputs: Inputs) -> Iterator[str]:
         return
     crops = [read_crop(inputs.train, position) for position in range(SAMPLE_CROPS)]
     parts = [
-        collate(crops[i : i + 8], update=0, crop_samples=config.crop_samples).waveform
+        scaled(collate(crops[i : i + 8], update=0, crop_samples=config.crop_samples).waveform)
         for i in range(0, len(crops), 8)
     ]
     for name, target in computed.items():

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from etude.data.batch import AudioBatch
+from etude.data.batch import AudioBatch, scaled
 from etude.data.pipeline import training_batches
 from etude.pretrain.assemble import build_engine, build_objective
 from etude.pretrain.checkpoint import step_of
@@ -79,6 +79,7 @@ class Training:
         for number in range(self.inputs.share.micro_batches):
             batch = next(batches)
             if number == micro_batch:
+                batch = batch._replace(waveform=scaled(batch.waveform))
                 batch.waveform[1, 1000] = math.nan
             self.engine.accumulate(batch)
         return self.engine.update(LR)

@@ -488,6 +488,7 @@ def reindex(root: Path, **changes: object) -> None:
     shards = tuple(Shard(**shard) for shard in index["shards"])
     members = np.load(root / "members.npy").tobytes()
     index["fingerprint"] = fingerprint(index["sample_rate"], shards, members)
+    index["blocks_sha256"] = None  # which would not be those of other members
     path.write_text(json.dumps({**index, **changes}))
 
 
@@ -578,6 +579,7 @@ def token_file(name: str) -> Furnish:
 
 
 MEMBERS = Door("members.npy", copy_of("corpus", "members.npy"), hear_and_verify, DataError)
+BLOCKS = Door("blocks.npy", copy_of("corpus", "blocks.npy"), hear_and_verify, DataError)
 TOKEN_MEMBERS = Door(
     "tokens' members.npy", token_file("members.npy"), read_tokens_around, DataError
 )
@@ -589,7 +591,11 @@ FEATURES = Door("features", file_in("tune.npz"), not_ours, None)
 SAFE_FEATURES = Door("safe features", file_in("tune.safetensors"), not_ours, None)
 
 ARRAY_ROWS = [
-    *((door, payload) for door in (MEMBERS, TOKEN_MEMBERS, TOKEN, PROBES) for payload in ARRAYS),
+    *(
+        (door, payload)
+        for door in (MEMBERS, BLOCKS, TOKEN_MEMBERS, TOKEN, PROBES)
+        for payload in ARRAYS
+    ),
     *((FEATURES, payload) for payload in PICKLED_ARRAYS),
     *((SAFE_FEATURES, payload) for payload in PICKLES),
     (SAFE_FEATURES, Payload("nested", text("\0\0\1" + "\0" * 5 + "[" * 100_000))),

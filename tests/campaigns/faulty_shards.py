@@ -60,6 +60,7 @@ import torch
 from etude.data import remote
 from etude.data.audio import encode
 from etude.data.batch import AudioBatch
+from etude.data.clip_format import AudioFormat
 from etude.data.errors import DataError, InputError
 from etude.data.index import verify
 from etude.data.mix import MixedPlan
@@ -155,7 +156,7 @@ class Truth:
         return str(root) in message and any(name in message for name in names)
 
 
-def make_truth(folder: Path, *, minutes: float, seed: int) -> Truth:
+def make_truth(folder: Path, *, minutes: float, seed: int, audio_format: AudioFormat) -> Truth:
     """Demo music as a corpus of many small shards, with tokens that say where they are from."""
     from etude.data.demo.files import write_demo_files
     from etude.data.prepare import PrepareSettings, prepare
@@ -165,7 +166,13 @@ def make_truth(folder: Path, *, minutes: float, seed: int) -> Truth:
     write_demo_files(music, minutes=minutes, seed=seed, workers=1)
     for labels in music.rglob("*.json"):  # in each clip's JSON they would be most of all bytes
         labels.unlink()
-    settings = PrepareSettings(sample_rate=RATE, clip_seconds=0.6, min_seconds=0.5, shard_mb=0.06)
+    settings = PrepareSettings(
+        sample_rate=RATE,
+        clip_seconds=0.6,
+        min_seconds=0.5,
+        shard_mb=0.06,
+        audio_format=audio_format,
+    )
     corpus = prepare([music], folder / "corpus", settings, workers=0, say=lambda message: None)
     write_tokens(corpus)
     root = corpus.root
@@ -382,10 +389,15 @@ def walk(plan: Plan, listener: Listener, first: int, epochs: float) -> None:
         listener.note("silent loss", "no epoch was heard to its end")
 
 
+def as_floats(waveform: npt.NDArray[np.int16]) -> npt.NDArray[np.float32]:
+    """Samples of a crop as soundfile gives them."""
+    return waveform.astype(np.float32) / 32768
+
+
 def walk_crop(plan: Plan, listener: Listener, position: int) -> None:
     told: list[tuple[PlannedCrop, str]] = []
     crop = read_crop(plan, position, lambda planned, error: told.append((planned, str(error))))
-    listener.hear(position, crop.waveform, crop.codes.get(NAME))
+    listener.hear(position, as_floats(crop.waveform), crop.codes.get(NAME))
     tried = listener.tries(position)[:-1]
     if [planned for planned, _ in told] != tried or crop.skipped != bool(tried):
         listener.note("silent loss", f"position {position}: told of {told}, damaged {tried}")
@@ -424,7 +436,7 @@ def hear_batch(batch: AudioBatch, listener: Listener) -> None:
     positions = batch.sample_ids.tolist()
     for row, position in enumerate(positions):
         codes = batch.codes[NAME][row].numpy() if listener.order.tokens else None
-        listener.hear(position, batch.waveform[row].numpy(), codes)
+        listener.hear(position, as_floats(batch.waveform[row].numpy()), codes)
     skipped = sum(listener.skipped_at[position] for position in positions)
     if int(batch.skipped) != skipped:
         what = f"positions {positions}: {batch.skipped} counted, {skipped} were skipped"
@@ -555,7 +567,7 @@ def member_faults(
 ) -> list[Verdict]:
     """Many members damaged in copies of one corpus or a mixture of two; two epochs and more."""
     mixed = random_.random() < 0.3
-    truths = truths if mixed else truths[:1]
+    truths = truths if mixed else [random_.choice(truths)]
     order = draw_order(random_, tokens=any(part == "codes" for part, _ in kinds) or None)
     roots = [truth.copy(folder / str(number)) for number, truth in enumerate(truths)]
     plan = order.plan([open_corpus(root) for root in roots])
@@ -665,19 +677,18 @@ def held_out_fault(
     new = spoil(old, Draw(random_, others, clips[number].samples))
     write_at(root / member.file, member.offset, new)
     plan = replace(draw_order(random_), tokens=False).part(open_corpus(root), "valid")
-    heard = 0
+    count = 0
     try:
         for batch in held_out_batches(plan, crops=999, micro_batch=1, rank=0, ranks=1):
-            start = (len(clips[heard].samples) - CROP) // 2 // HOP * HOP
-            if not np.array_equal(
-                batch.waveform[0].numpy(), clips[heard].samples[start : start + CROP]
-            ):
-                return [Verdict(name, "used wrongly", f"held-out clip {heard}")]
-            heard += 1
+            start = (len(clips[count].samples) - CROP) // 2 // HOP * HOP
+            right = clips[count].samples[start : start + CROP]
+            if not np.array_equal(as_floats(batch.waveform[0].numpy()), right):
+                return [Verdict(name, "used wrongly", f"held-out clip {count}")]
+            count += 1
     except DataError as error:
-        named = member.file in str(error) and heard == number and new != old
+        named = member.file in str(error) and count == number and new != old
         return [Verdict(name, "refused" if named else "silent loss", "" if named else str(error))]
-    return [Verdict(name, "no matter" if new == old else "silent loss", f"{heard} heard")]
+    return [Verdict(name, "no matter" if new == old else "silent loss", f"{count} heard")]
 
 
 # ---- faults in shards
@@ -866,8 +877,9 @@ def number_changed(old: bytes, random_: random.Random, other: bytes) -> bytes:
         holder[key] += off
         return json.dumps(content, indent=1).encode()
     rows = np.load(io.BytesIO(old))
-    row, name = rows[random_.randrange(len(rows))], random_.choice(rows.dtype.names)
-    row[name] = (int(row[name]) + off) % (1 << 31)
+    at = random_.randrange(len(rows))
+    column = rows[random_.choice(rows.dtype.names)] if rows.dtype.names else rows
+    column[at] = (int(column[at]) + off) % (1 << 31)
     return saved(rows)
 
 
@@ -904,6 +916,7 @@ INDEX: dict[str, Callable[[bytes, random.Random, bytes], bytes | None]] = {
 INDICES = {
     "index.json": "index.json",
     "members.npy": "members.npy",
+    "blocks.npy": "blocks.npy",
     "tokens' index.json": f"targets/{NAME}/index.json",
     "tokens' members.npy": f"targets/{NAME}/members.npy",
 }
@@ -1036,7 +1049,7 @@ def remote_fault(
     file = random_.choice(truth.shards(tokens=order.tokens and random_.random() < 0.5))
     times: float = math.inf
     if where == "an index at a URL":
-        file = INDICES[random_.choice(list(INDICES)[: 4 if order.tokens else 2])]
+        file = INDICES[random_.choice(list(INDICES)[: 5 if order.tokens else 3])]
         times = random_.choice([math.inf, 1, 4])
     elif where == "a shard at a URL, at times":
         times = random_.randint(1, TRIES - 1)
@@ -1136,10 +1149,10 @@ def main() -> int:
 
 
 def make_truths(folder: Path, *, minutes: float) -> list[Truth]:
-    """The corpus that is damaged, and another one."""
+    """The corpus that is damaged most often, and another one."""
     return [
-        make_truth(folder / "one", minutes=minutes, seed=0),
-        make_truth(folder / "other", minutes=minutes / 2, seed=1),
+        make_truth(folder / "one", minutes=minutes, seed=0, audio_format="flac"),
+        make_truth(folder / "other", minutes=minutes / 2, seed=1, audio_format="pcm16"),
     ]
 
 

@@ -25,7 +25,7 @@ from etude.data.containers.headers import read_promise
 from etude.data.durations import header_seconds
 from etude.data.errors import DataError, InputError
 from etude.data.index import scan_shard
-from etude.data.shards import check_members, parse_index
+from etude.data.shards import check_blocks, check_members, parse_index
 from etude.pretrain.checkpoint import find_damage
 from etude.pretrain.config_file import load_config
 from etude.pretrain.distributed import complete_environment
@@ -164,6 +164,7 @@ def make_cases(folder: Path) -> list[Case]:
             lambda: parse_index((corpus / "index.json").read_bytes(), corpus),
         ),
         case("members.npy", corpus / "members.npy", lambda: check_members(opened)),
+        case("blocks.npy", corpus / "blocks.npy", lambda: check_blocks(opened)),
         case("shard", shard, lambda: scan_shard(shard, "train", 16_000)),
         case("k-means file", centroids, lambda: load_quantizer(centroids)),
         case("manifest.json", checkpoint / "manifest.json", lambda: find_damage(checkpoint)),

@@ -174,7 +174,7 @@ def instant(times: Sequence[float], share: float, *, by_clock: bool) -> tuple[in
 
 def has_finished(out: Path, *, files: int) -> bool:
     """Whether so many have their names: the note of the settings, records, shards, the index."""
-    patterns = (".prepare.json", ".work/*.json", "*.tar", "report.json", "members.npy")
+    patterns = (".prepare.json", ".work/*.json", "*.tar", "report.json", "*.npy")
     return sum(len(list(out.glob(pattern))) for pattern in patterns) >= files
 
 

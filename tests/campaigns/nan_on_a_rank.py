@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from etude.data.batch import AudioBatch
+from etude.data.batch import AudioBatch, scaled
 from etude.data.pipeline import training_batches
 from etude.pretrain import assemble
 from etude.pretrain.assemble import build_engine, build_objective
@@ -150,6 +150,7 @@ class Training:
         losses = []
         for number, batch in enumerate(self.batches(update)):
             if poison is not None and poison[:2] == (self.rank, number):
+                batch = batch._replace(waveform=scaled(batch.waveform))
                 batch.waveform[0, 1000] = poison[2]
             seed_dropout(self.seed, update, number, self.rank)
             losses.append(float(self.engine.accumulate(batch).loss.detach()))
@@ -207,6 +208,7 @@ def batches_but(
 ) -> Iterator[AudioBatch]:
     for batch in training_batches(*given, **named):
         if int(batch.update) in poisoned:
+            batch = batch._replace(waveform=scaled(batch.waveform))
             batch.waveform[0, 1000] = float("nan")
         if int(batch.update) not in passed_over:
             yield batch

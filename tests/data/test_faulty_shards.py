@@ -1,6 +1,6 @@
 """The campaign tests/campaigns/faulty_shards.py, in part; and what it found, each as a test."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from campaigns import faulty_shards as campaign
 
+from etude.data.blocks import BLOCK_BYTES
 from etude.data.errors import DataError
 from etude.data.shards import Split, open_corpus
 from etude.data.tokens import open_tokens
@@ -47,7 +48,12 @@ def test_the_campaign_itself_sees_a_reader_that_checks_nothing(
         row = split.members[clip]
         return split._pread(clip, int(row[f"{part}_offset"]), int(row[f"{part}_size"]), part)
 
+    def unchecked_blocks(split: Split, clip: int) -> Callable[[int, int], bytes]:
+        whole = unchecked(split, clip, "audio")
+        return lambda first, last: whole[first * BLOCK_BYTES : last * BLOCK_BYTES]
+
     monkeypatch.setattr(Split, "_read", unchecked)
+    monkeypatch.setattr(Split, "_block_reader", unchecked_blocks)
     cases = [case for case in campaign.draw(120, seed=2, per_pass=15) if len(case.kinds) > 1]
     outcomes = {
         verdict.kind: verdict.outcome

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from etude.data.audio import decode, encode
-from etude.data.batch import AudioBatch
+from etude.data.batch import AudioBatch, scaled
+from etude.data.blocks import BLOCK_BYTES
 from etude.data.errors import DataError
 from etude.data.pipeline import held_out_batches, training_batches
 from etude.data.plan import SUBSTITUTES, BatchShare, CropPlan, PlannedCrop
@@ -95,9 +96,9 @@ def same(one: list[AudioBatch], other: list[AudioBatch]) -> bool:
 
 
 def rows(batches: list[AudioBatch]) -> list[tuple[int, torch.Tensor]]:
-    """Id and waveform of each crop."""
+    """Id and waveform of each crop, as a model hears it."""
     return [
-        (int(sample_id), waveform)
+        (int(sample_id), scaled(waveform))
         for batch in batches
         for sample_id, waveform in zip(batch.sample_ids, batch.waveform, strict=True)
     ]
@@ -115,11 +116,12 @@ def shard_of(split: Split, clip: int) -> Path:
 
 
 def damage(split: Split, clip: int) -> None:
-    """Flips bytes in the middle of a clip's audio, in its tar."""
+    """Flips a byte in every part of a clip's audio that is checked alone, in its tar."""
     data = bytearray(shard_of(split, clip).read_bytes())
     row = split.members[clip]
-    middle = int(row["audio_offset"]) + int(row["audio_size"]) // 2
-    data[middle : middle + 8] = bytes(byte ^ 0xFF for byte in data[middle : middle + 8])
+    first = int(row["audio_offset"])
+    for place in range(first, first + int(row["audio_size"]), BLOCK_BYTES):
+        data[place] ^= 0xFF
     shard_of(split, clip).write_bytes(data)
 
 
@@ -133,7 +135,8 @@ def with_foreign_rate(split: Split, clip: int) -> Split:
     data[offset : offset + len(foreign)] = foreign
     shard_of(split, clip).write_bytes(data)
     members["audio_size"][clip], members["audio_crc32"][clip] = len(foreign), zlib.crc32(foreign)
-    return dataclasses.replace(split, members=members)
+    unblocked = dataclasses.replace(split.corpus, blocks_sha256=None)
+    return dataclasses.replace(split, corpus=unblocked, members=members)
 
 
 def first_whole(plan: CropPlan, position: int, damaged: set[int]) -> tuple[int, PlannedCrop] | None:
@@ -167,7 +170,7 @@ def test_going_on_at_an_update_gives_the_rest_of_a_straight_run(
 def test_batches_hold_what_they_say(straight: list[AudioBatch]) -> None:
     assert [sample_id for sample_id, _ in rows(straight)] == list(range(42))
     for number, batch in enumerate(straight):
-        assert batch.waveform.shape == (3, CROP) and batch.waveform.dtype == torch.float32
+        assert batch.waveform.shape == (3, CROP) and batch.waveform.dtype == torch.int16
         assert batch.sample_ids.dtype == batch.update.dtype == torch.int64
         assert batch.update.shape == () and batch.update == number // 2
         assert batch.skipped == 0
@@ -328,7 +331,7 @@ def test_a_clip_of_another_rate_is_replaced_like_a_damaged_one(
     foreign = plan_of(with_foreign_rate(split, clip))
     batches = take(foreign, batches=2)
     substitute = foreign.crop(4, 1)
-    assert places(split, substitute.clip, batches[1].waveform[1]) == [substitute.start]
+    assert places(split, substitute.clip, scaled(batches[1].waveform[1])) == [substitute.start]
     assert [int(batch.skipped) for batch in batches] == [0, 1]
     assert f"{split.key(clip)} in {copied.root} has 16000 Hz" in caplog.text
 

@@ -103,12 +103,12 @@ def make_plan(folder: Path, seed: int) -> Plan:
 
 
 def heard(batch: AudioBatch) -> Iterator[Heard]:
-    scaled = (batch.waveform.numpy() * 32768).round().astype(int)
+    samples = batch.waveform.numpy().astype(int)
     for row, position in enumerate(batch.sample_ids.tolist()):
-        corpus, clip, frame = scaled[row, :3].tolist()
+        corpus, clip, frame = samples[row, :3].tolist()
         codes = batch.codes["where"][row].tolist()
         assert codes == [[clip, frame + i] for i in range(CROP // HOP)]  # cut together
-        assert scaled[row, 2::HOP].tolist() == [frame + i for i in range(CROP // HOP)]
+        assert samples[row, 2::HOP].tolist() == [frame + i for i in range(CROP // HOP)]
         yield Heard(position, corpus, clip, frame)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from training_parts import SMALL
 
+from etude.data.batch import scaled
 from etude.data.pipeline import held_out_batches
 from etude.data.shards import Corpus
 from etude.pretrain.checkpoint import Checkpoints, find_damage
@@ -311,7 +312,7 @@ def test_a_look_reports_the_features_of_held_out_crops_and_leaves_training_as_it
     inputs = check_inputs(config, rank=0, ranks=1, device="cpu")
     assert inputs.valid is not None
     batches = list(held_out_batches(inputs.valid, crops=3, micro_batch=2, rank=0, ranks=1))
-    waveform = torch.cat([batch.waveform for batch in batches])
+    waveform = scaled(torch.cat([batch.waveform for batch in batches]))
     assert len(waveform) == 3
     with torch.no_grad():
         raw = objective.encoder.frontend(waveform).raw

@@ -6,6 +6,7 @@ import pytest
 import torch
 from training_parts import audio_batch, noise, small_encoder
 
+from etude.data.batch import scaled
 from etude.data.pipeline import collate, read_crop
 from etude.data.plan import CropPlan
 from etude.data.shards import Corpus
@@ -87,6 +88,7 @@ def test_a_narrow_model_learns_eight_clips_by_heart(encoded: Corpus) -> None:
     batch = collate(
         [read_crop(plan, position) for position in range(8)], update=0, crop_samples=24_000
     )
+    batch = batch._replace(waveform=scaled(batch.waveform))
 
     module = v1(
         final_dim=32,

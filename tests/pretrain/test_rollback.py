@@ -14,7 +14,7 @@ from engine_parts import lines, run, saved
 from run_parts import without_times
 from training_parts import SMALL
 
-from etude.data.batch import AudioBatch
+from etude.data.batch import AudioBatch, scaled
 from etude.data.pipeline import training_batches
 from etude.data.shards import Corpus
 from etude.pretrain import assemble
@@ -67,6 +67,7 @@ def poisoned(updates: Sequence[int]) -> Batches:
     def batches(*given: Any, **named: Any) -> Iterator[AudioBatch]:
         for batch in training_batches(*given, **named):
             if int(batch.update) in updates:
+                batch = batch._replace(waveform=scaled(batch.waveform))
                 batch.waveform[0, 1000] = math.nan
             yield batch
 
