@@ -13,7 +13,8 @@ recomputation nor targets count.
 
 The ways are described in ``step_ways/``: ours; A the published MERT step; B what most would write
 with transformers; C the same compiled, without CQT; D torchaudio's HuBERT; E transformers'
-Data2VecAudio with an EMA. `plain` is ours in the form that the fast one is held against.
+Data2VecAudio with an EMA; F fairseq2's wav2vec 2.0 as it comes. `plain` is ours in the form that
+the fast one is held against.
 """
 
 import argparse

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from .common import Problem, Way
+from .fairseq2_wav2vec2 import fairseq2_wav2vec2
 from .ours import ours, ours_plain
 from .published import published
 from .torchaudio_hubert import torchaudio_hubert
@@ -17,6 +18,7 @@ WAYS: dict[str, dict[str, Callable[[Problem], Way]]] = {
         "B": transformers_hubert,
         "C": transformers_compiled,
         "D": torchaudio_hubert,
+        "F": fairseq2_wav2vec2,
     },
     "music2vec": {"ours": ours, "plain": ours_plain, "E": transformers_data2vec},
 }
