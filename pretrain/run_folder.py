@@ -21,6 +21,7 @@ _MAY_DIFFER = (
     "train.micro_batch",
     "train.hang_seconds",
     "train.max_rollbacks",
+    "train.profile",
     "model.impl",
     "data.workers",
     "data.cache",
@@ -45,6 +46,7 @@ class RunFolder:
         self.incidents = path / "incidents.jsonl"
         self.tensorboard = path / "tensorboard"
         self.log = path / "train.log"
+        self.profile = path / "profile"
         self._config = path / "config.yaml"
         self._exit = path / "EXIT.json"
         self._lock: TextIO | None = None
