@@ -25,6 +25,7 @@ from etude.pretrain.decoder import ConvDecoder
 from etude.pretrain.deepspeed_settings import deepspeed_settings
 from etude.pretrain.distributed import World, sum_over_ranks
 from etude.pretrain.engine import Engine, move
+from etude.pretrain.flops import crop_flops
 from etude.pretrain.health import Health, StopAtCollapse
 from etude.pretrain.hooks import (
     Hook,
@@ -39,6 +40,8 @@ from etude.pretrain.inputs import Inputs
 from etude.pretrain.masked_prediction import MaskedPrediction, Mixture
 from etude.pretrain.metrics import MetricSums
 from etude.pretrain.numerics import Skips
+from etude.pretrain.peak import total_peak
+from etude.pretrain.profiling import Profile
 from etude.pretrain.random import derive
 from etude.pretrain.run_folder import RunFolder
 from etude.pretrain.run_state import RunState
@@ -146,6 +149,7 @@ def build_trainer(
         log_every=config.logging.every_steps,
         hours_per_update=hours_per_update(config),
         epochs=partial(_epochs, inputs, global_batch),
+        utilisation=partial(_utilisation, _flops(config, inputs), total_peak(config, world)),
         max_skipped_fraction=config.data.max_skipped_fraction,
         spike_sigma=config.health.spike_sigma,
     )
@@ -171,6 +175,17 @@ def _epochs(inputs: Inputs, global_batch: int, step: int) -> dict[str, float]:
     if len(heard) == 1:
         return {"data/epochs": heard[0]}
     return {f"data/{name}/epochs": n for name, n in zip(inputs.names, heard, strict=True)}
+
+
+def _flops(config: Config, inputs: Inputs) -> float:
+    """Of one crop."""
+    return crop_flops(
+        config.model, config.objective, samples=config.crop_samples, classes=inputs.classes
+    ).total
+
+
+def _utilisation(flops: float, peak: float | None, crops_per_second: float) -> dict[str, float]:
+    return {} if peak is None else {"perf/mfu": crops_per_second * flops / peak}
 
 
 def _hooks(
@@ -200,6 +215,8 @@ def _hooks(
         events = folder.tensorboard if config.logging.tensorboard else None
         hooks.append(MetricsFile(folder.metrics, events))
         hooks.append(Progress(last, config.train.global_batch))
+        if config.train.profile:
+            hooks.append(Profile(folder.profile, objective, world.device))
         if world.device.type == "cuda":  # on a CPU, loading and training share the cores
             hooks.append(WarnOfWaiting(_MOST_WAITING))
         if config.train.compile:
@@ -263,7 +280,7 @@ def _build_target(
             return CodecTarget(
                 config.model.dim,
                 codebooks=target.codebooks,
-                codebook_size=inputs.codebook_size(name, target),
+                codebook_size=inputs.classes[name],
                 final_dim=target.final_dim,
                 temperature=target.temperature,
                 stored=stored,

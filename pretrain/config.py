@@ -254,7 +254,7 @@ class TrainConfig(Section):
 
     micro_batch: Count | Literal["auto"] = "auto"
     """Crops per rank and forward pass; ``auto`` takes the largest share of the global batch that
-    memory should hold."""
+    memory should hold, by estimate (docs/planning.md). Accumulation makes up for the rest."""
 
     global_batch: Count
     """Crops per update over all ranks; gradient accumulation follows from it."""
@@ -281,6 +281,10 @@ class TrainConfig(Section):
 
     hang_seconds: Positive = 600.0
     """A rank that makes no progress for so long ends the run (status 76), and says why it waits."""
+
+    profile: bool = False
+    """Whether a few updates after the first ones are recorded into ``RUN/profile/``: a trace, and
+    the time that each part of an update takes (docs/planning.md)."""
 
 
 class OptimConfig(Section):
@@ -361,6 +365,32 @@ class LoggingConfig(Section):
     """Whether to write TensorBoard event files beside ``metrics.jsonl``."""
 
 
+class PerfConfig(Section):
+    """What is known of the machine: for ``perf/mfu``, ``micro_batch: auto`` and ``--dry-run``."""
+
+    peak_tflops: Positive | None = None
+    """Matrix products of one device in ``train.precision``, in 10^12 operations per second, over
+    which ``perf/mfu`` is a share. If not given, a GPU is measured at the start; on a CPU there is
+    no ``perf/mfu``."""
+
+    assumed_tflops: Positive | None = None
+    """What a device is assumed to sustain in training, in 10^12 operations per second of the model:
+    ``--dry-run`` predicts from it as long as the run has measured nothing."""
+
+    device_gbytes: Positive | None = None
+    """Memory of each rank's device in 10^9 bytes, instead of what is found."""
+
+    gpus_per_node: Count = 8
+    """Ranks up to which ``--dry-run`` counts with the link, and beyond which with the network."""
+
+    link_gbytes_per_second: Positive = 300.0
+    """Bytes that a rank of a node sends in an all-reduce, in 10^9 per second (NVLink of an H100:
+    450 by its data sheet, of which two thirds are assumed)."""
+
+    network_gbytes_per_second: Positive = 50.0
+    """The same between nodes, for each rank (400 Gbit/s)."""
+
+
 class Config(Section):
     """One run."""
 
@@ -376,6 +406,7 @@ class Config(Section):
     health: HealthConfig = HealthConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LoggingConfig = LoggingConfig()
+    perf: PerfConfig = PerfConfig()
 
     init_from: Path | None = None
     """Whose encoder weights to start from; heads start anew: a run or checkpoint folder, a Hugging

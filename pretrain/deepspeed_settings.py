@@ -48,6 +48,29 @@ _KNOWN = {
 }
 
 
+# Buckets of 5e8 elements, the default, cost 2 GB per rank; ours hold the 95M model's gradients in a
+# few pieces.
+_ZERO = {"stage": 0, "reduce_bucket_size": 25_000_000, "allgather_bucket_size": 25_000_000}
+
+
+def zero_settings(config: Config) -> dict[str, Any]:
+    """The section ``zero_optimization``, ours and the user's, before a micro-batch is known.
+
+    :raises ConfigError: as :func:`deepspeed_settings`.
+    """
+    own = _own_settings(config).get("zero_optimization", {})
+    if not isinstance(own, dict):
+        raise ConfigError(f"deepspeed.zero_optimization must be a mapping, but is {own!r}.")
+    settings = {**_ZERO, **own}
+    stage = settings["stage"]
+    if stage not in (0, 1, 2):
+        raise ConfigError(
+            f"deepspeed.zero_optimization.stage is {stage!r}: Etude supports 0, 1 and 2. Stage 3 "
+            "saves nothing below a billion parameters and would scatter an EMA teacher."
+        )
+    return settings
+
+
 def deepspeed_settings(config: Config, *, micro_batch: int, ranks: int) -> dict[str, Any]:
     """The settings for ``deepspeed.initialize``.
 
@@ -63,13 +86,7 @@ def deepspeed_settings(config: Config, *, micro_batch: int, ranks: int) -> dict[
         "gradient_accumulation_steps": config.train.global_batch // (micro_batch * ranks),
         "gradient_clipping": config.optim.clip_norm,
         "steps_per_print": 1_000_000_000,
-        # Buckets of 5e8 elements, the default, cost 2 GB per rank; ours hold the 95M model's
-        # gradients in a few pieces.
-        "zero_optimization": {
-            "stage": 0,
-            "reduce_bucket_size": 25_000_000,
-            "allgather_bucket_size": 25_000_000,
-        },
+        "zero_optimization": zero_settings(config),
         "torch_autocast": {
             "enabled": config.train.precision == "bf16",
             "dtype": "bfloat16",
@@ -87,12 +104,6 @@ def deepspeed_settings(config: Config, *, micro_batch: int, ranks: int) -> dict[
             if isinstance(old, dict) and not isinstance(value, dict):
                 raise ConfigError(f"deepspeed.{key} must be a mapping, but is {value!r}.")
             settings[key] = {**old, **value} if isinstance(old, dict) else value
-    stage = settings["zero_optimization"].get("stage", 0)
-    if stage not in (0, 1, 2):
-        raise ConfigError(
-            f"deepspeed.zero_optimization.stage is {stage!r}: Etude supports 0, 1 and 2. Stage 3 "
-            "saves nothing below a billion parameters and would scatter an EMA teacher."
-        )
     return settings
 
 

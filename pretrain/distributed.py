@@ -77,7 +77,7 @@ def current_world() -> World:
     if "OMP_NUM_THREADS" not in os.environ:
         # Each rank would take every core, and ranks that share cores this way are several times
         # slower than ranks that divide them.
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // _ranks_on_this_node(size)))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_on_this_node(size)))
     return World(rank, size, local_rank, torch.device("cpu"))
 
 
@@ -101,13 +101,23 @@ def all_succeeded(success: bool, device: torch.device) -> bool:
     return not bool(failures)
 
 
+def same_on_all(number: int, device: torch.device) -> bool:
+    """Whether every rank gives the same; every rank calls it and gets the same answer."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return True
+    bounds = torch.tensor([number, -number], device=device)
+    dist.all_reduce(bounds, op=dist.ReduceOp.MAX)
+    return bool(bounds[0] == -bounds[1])
+
+
 def barrier() -> None:
     """Waits for all ranks."""
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.barrier()
 
 
-def _ranks_on_this_node(size: int) -> int:
+def ranks_on_this_node(size: int) -> int:
+    """How many of ``size`` ranks share this machine."""
     # By torchrun, DeepSpeed and Slurm, in this order.
     for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_NTASKS_PER_NODE"):
         if os.environ.get(name, "").isdigit():

@@ -1,6 +1,5 @@
 """What a run would be: settings, size, cost, and a look at its data and labels."""
 
-import statistics
 from collections.abc import Iterator
 
 import torch
@@ -9,9 +8,12 @@ from torch import nn
 from etude.pretrain.assemble import build_objective, hours_per_update
 from etude.pretrain.config import Config
 from etude.pretrain.config_file import dump_yaml
+from etude.pretrain.flops import crop_flops
 from etude.pretrain.inputs import Inputs
 from etude.pretrain.label_check import check_labels
-from etude.pretrain.run_folder import RunFolder, read_metrics
+from etude.pretrain.memory import count_parameters, estimate_memory, find_device, stage_of
+from etude.pretrain.planning import describe_plan, describe_time
+from etude.pretrain.run_folder import RunFolder
 
 
 def describe_run(
@@ -43,8 +45,18 @@ def describe_run(
         f"  micro-batches               {share.micro_batches} x {share.micro_batch} crops on each "
         f"of {share.ranks} ranks"
     )
-    memory = _memory_gb(config, objective, share.micro_batch)
-    yield f"  memory per rank             about {memory:.1f} GB (estimate)"
+    yield f"  which micro-batch           {inputs.choice}"
+    memory = estimate_memory(
+        config,
+        count_parameters(config, inputs.classes),
+        micro_batch=share.micro_batch,
+        ranks=share.ranks,
+        stage=stage_of(config),
+        device=device.type,
+    )
+    yield f"  memory per rank             about {memory.total / 1e9:.1f} GB (estimate)"
+    parts = (f"{name} {size / 1e9:.2f}" for name, size in vars(memory).items())
+    yield f"  of these                    {', '.join(parts)}"
     yield f"  updates                     {config.train.max_steps:,}"
     heard = hours * config.train.max_steps
     yield f"  audio heard                 {heard:,.1f} h"
@@ -52,7 +64,16 @@ def describe_run(
     each = f"({config.data.crops_per_clip} crops per clip each)"
     for name, epochs in zip(inputs.names, inputs.train.epochs(crops), strict=True):
         yield f"  epochs of {name:<18}{epochs:,.1f} {each}"
-    yield f"  time to the end             {_time_left(config, folder)}"
+    flops = crop_flops(
+        config.model, config.objective, samples=config.crop_samples, classes=inputs.classes
+    ).total
+    time = describe_time(config, folder, flops, ranks=share.ranks)
+    yield f"  time to the end             {time}"
+    yield "plan"
+    # Devices like this one, each to itself; who states a device's memory plans for GPUs.
+    kind = device.type if config.perf.device_gbytes is None else "cuda"
+    one = find_device(config, kind, ranks_here=1)
+    yield from describe_plan(config, inputs.classes, one, folder)
     yield "labels"
     for line in check_labels(config, inputs):
         yield f"  {line}"
@@ -78,31 +99,3 @@ def _parameters(objective: nn.Module) -> list[tuple[str, int]]:
     if kept := count(objective, trained=False):
         rows.append(("teacher (not trained)", kept))
     return rows
-
-
-def _memory_gb(config: Config, objective: nn.Module, micro_batch: int) -> float:
-    # Weights, gradients and two moments in float32, and what the backward pass keeps: about 34
-    # values per frame, layer and width in the transformer and 4 per conv output.
-    parameters = sum(parameter.numel() for parameter in objective.parameters())
-    model = config.model
-    frames = model.grid.num_frames(config.crop_samples)
-    kept = 34 * frames * model.layers * model.dim
-    kept += 2 * model.layers * model.heads * frames**2 if model.attention_dropout else 0
-    samples = config.crop_samples
-    for channels, stride in zip(model.conv_dims, model.conv_strides, strict=True):
-        samples //= stride
-        kept += 4 * channels * samples
-    value_bytes = 2 if config.train.precision == "bf16" else 4
-    return (16 * parameters + value_bytes * kept * micro_batch) / 1e9
-
-
-def _time_left(config: Config, folder: RunFolder) -> str:
-    lines = list(read_metrics(folder.metrics))
-    speeds = [line["perf/crops_per_second"] for line in lines if "perf/crops_per_second" in line]
-    if not speeds:
-        return "unknown until this run has trained a little"
-    left = config.train.max_steps - int(lines[-1]["step"])
-    hours = left * config.train.global_batch / statistics.median(speeds) / 3600
-    return (
-        f"{hours:,.2f} h at the {statistics.median(speeds):.1f} crops/s measured in {folder.path}"
-    )

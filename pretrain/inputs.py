@@ -13,8 +13,17 @@ from etude.data.shards import Corpus, open_corpus
 from etude.data.tokens import Tokens, open_tokens
 from etude.models.frames import FrameGrid
 from etude.pretrain.config import CodecTargetConfig, Config, KmeansTargetConfig
-from etude.pretrain.deepspeed_settings import deepspeed_settings
+from etude.pretrain.deepspeed_settings import deepspeed_settings, zero_settings
+from etude.pretrain.distributed import ranks_on_this_node
 from etude.pretrain.errors import ConfigError
+from etude.pretrain.memory import (
+    Device,
+    count_parameters,
+    estimate_memory,
+    find_device,
+    most_crops,
+    stage_of,
+)
 from etude.pretrain.quantizer import FeatureQuantizer, load_quantizer
 from etude.pretrain.starting import Start, load_start
 
@@ -23,8 +32,6 @@ if TYPE_CHECKING:
 
 _REMOTE_BLOCK = 16
 """``data.block_shards`` of a corpus at a URL, if not given."""
-
-_AUTO_MICRO_BATCH = {"cpu": 8, "cuda": 32}
 
 
 @dataclass(frozen=True)
@@ -40,17 +47,15 @@ class Inputs:
     """Of each corpus, stored tokens by the codec's name."""
     codecs: "dict[str, Codec]"
     """Codecs whose weights were given, by the target's name."""
+    classes: dict[str, int]
+    """Classes (per codebook) of each target that has any, by the target's name."""
     share: BatchShare
+    choice: str
+    """The micro-batch, and why this one."""
     start: Start | None
     """The weights of ``init_from``."""
     notes: tuple[str, ...]
     """Things that are odd but not wrong."""
-
-    def codebook_size(self, name: str, target: CodecTargetConfig) -> int:
-        """Classes per codebook of the target ``name``."""
-        if target.source == "stored":
-            return self.tokens[0][target.codec].settings.codebook_size
-        return self.codecs[name].codebook_size
 
     @property
     def fingerprint(self) -> str:
@@ -74,8 +79,8 @@ def check_inputs(config: Config, *, rank: int, ranks: int, device: str) -> Input
     :raises ConfigError: if settings and inputs contradict each other.
     :raises InputError: if the corpus is missing or has no clip as long as a crop.
     """
-    share = BatchShare(config.train.global_batch, _micro_batch(config, ranks, device), rank, ranks)
-    deepspeed_settings(config, micro_batch=share.micro_batch, ranks=ranks)
+    chosen = _check_batch(config, ranks)
+    zero_settings(config)
     corpora = tuple(_open(config, given.corpus) for given in config.data.corpora)
     start = None if config.init_from is None else load_start(config.init_from, config.model)
     quantizers = _load_quantizers(config)
@@ -84,6 +89,13 @@ def check_inputs(config: Config, *, rank: int, ranks: int, device: str) -> Input
     _check_same_codec(tokens)
     train = _train_plan(config, corpora, tokens)
     valid = _valid_plan(config, corpora, tokens, ranks)
+    classes = _classes(config, quantizers, tokens, codecs)
+    choice = "stated: train.micro_batch"
+    if chosen is None:
+        memory = find_device(config, device, ranks_here=ranks_on_this_node(ranks))
+        chosen, choice = choose_micro_batch(config, classes, ranks=ranks, device=memory)
+    deepspeed_settings(config, micro_batch=chosen, ranks=ranks)
+    share = BatchShare(config.train.global_batch, chosen, rank, ranks)
     return Inputs(
         corpora=corpora,
         train=train,
@@ -91,7 +103,9 @@ def check_inputs(config: Config, *, rank: int, ranks: int, device: str) -> Input
         quantizers=quantizers,
         tokens=tokens,
         codecs=codecs,
+        classes=classes,
         share=share,
+        choice=choice,
         start=start,
         notes=(
             *_notes(config, train, valid, share, quantizers),
@@ -124,7 +138,8 @@ def _describe_grid(grid: FrameGrid) -> str:
     )
 
 
-def _micro_batch(config: Config, ranks: int, device: str) -> int:
+def _check_batch(config: Config, ranks: int) -> int | None:
+    """The micro-batch that is given, if it is."""
     total = config.train.global_batch
     if total % ranks:
         raise ConfigError(
@@ -134,11 +149,7 @@ def _micro_batch(config: Config, ranks: int, device: str) -> int:
     per_rank = total // ranks
     chosen = config.train.micro_batch
     if chosen == "auto":
-        # Largest divisor that memory should hold; a multiple of the mixture's group if possible.
-        limit = _AUTO_MICRO_BATCH[device]
-        divisors = [n for n in range(1, per_rank + 1) if per_rank % n == 0 and n <= limit]
-        group = config.objective.mixture.group if config.objective.mixture.prob else 1
-        return max(divisors, key=lambda n: (n % group == 0, n))
+        return None
     if per_rank % chosen:
         raise ConfigError(
             f"train.global_batch ({total}) over {ranks} ranks is {per_rank} crops, which "
@@ -146,6 +157,75 @@ def _micro_batch(config: Config, ranks: int, device: str) -> int:
             f"{max(1, per_rank // chosen) * chosen * ranks}, or another micro-batch."
         )
     return chosen
+
+
+def choose_micro_batch(
+    config: Config, classes: dict[str, int], *, ranks: int, device: Device
+) -> tuple[int, str]:
+    """The most crops that memory should hold, of those that divide a rank's share of the batch.
+
+    A multiple of the mixture's group where there is one, since a mixture that memory switches off
+    would be another method.
+
+    :returns: the micro-batch, and why this one.
+    :raises ConfigError: if not even the fewest fit.
+    """
+    per_rank = config.train.global_batch // ranks
+    divisors = [n for n in range(1, per_rank + 1) if per_rank % n == 0]
+    group = config.objective.mixture.group if config.objective.mixture.prob else 1
+    candidates = [n for n in divisors if n % group == 0] or divisors
+    parameters = count_parameters(config, classes)
+
+    def needed(crops: int) -> float:
+        return estimate_memory(
+            config,
+            parameters,
+            micro_batch=crops,
+            ranks=ranks,
+            stage=stage_of(config),
+            device=device.kind,
+        ).total
+
+    fitting = [n for n in candidates if needed(n) <= device.usable]
+    if not fitting:
+        fewest = candidates[0]
+        reason = f" (objective.mixture.group is {group})" if fewest > 1 else ""
+        raise ConfigError(
+            f"train.micro_batch: auto finds no room: {fewest} crop{'s' if fewest > 1 else ''} of "
+            f"{config.data.crop_seconds:g} s{reason} would take about "
+            f"{needed(fewest) / 1e9:.1f} GB on each rank, but {device} are "
+            f"{device.usable / 1e9:.1f} GB. Take shorter crops, a smaller model or ZeRO stage 1 "
+            "(deepspeed.zero_optimization.stage), or give train.micro_batch if you know better."
+        )
+    most, limit = most_crops(config, device.kind)
+    chosen = max([n for n in fitting if n <= most] or fitting[:1])
+    size = f"about {needed(chosen) / 1e9:.1f} GB of {device}"
+    larger = [n for n in candidates if n > chosen]
+    if not larger:
+        why = f"all that {ranks} rank{'s' if ranks > 1 else ''} share out"
+    elif larger[0] > most:
+        why = limit
+    else:
+        why = f"{larger[0]} would need {needed(larger[0]) / 1e9:.1f} GB"
+    return chosen, f"auto, by estimate: {size}; {why}"
+
+
+def _classes(
+    config: Config,
+    quantizers: dict[str, FeatureQuantizer],
+    tokens: Sequence[dict[str, Tokens]],
+    codecs: "dict[str, Codec]",
+) -> dict[str, int]:
+    classes = {name: quantizer.num_classes for name, quantizer in quantizers.items()}
+    for name, target in config.objective.targets.items():
+        if isinstance(target, CodecTargetConfig):
+            stored = target.source == "stored"
+            classes[name] = (
+                tokens[0][target.codec].settings.codebook_size
+                if stored
+                else codecs[name].codebook_size
+            )
+    return classes
 
 
 def _open(config: Config, place: str) -> Corpus:

@@ -50,6 +50,10 @@ def train_run(config: Config) -> int:
     rank = world.rank
     collapse: CollapseError | None = None
     try:
+        share = inputs.share
+        _log.info(
+            "micro-batch: %d x %d crops (%s)", share.micro_batches, share.micro_batch, inputs.choice
+        )
         for line in check_labels(config, inputs):
             _log.info("labels: %s", line)
         with Watchdog(

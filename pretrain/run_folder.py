@@ -22,6 +22,7 @@ _MAY_DIFFER = (
     "train.compile",
     "train.hang_seconds",
     "train.max_rollbacks",
+    "train.profile",
     "model.impl",
     "data.workers",
     "data.cache",
@@ -46,6 +47,7 @@ class RunFolder:
         self.incidents = path / "incidents.jsonl"
         self.tensorboard = path / "tensorboard"
         self.log = path / "train.log"
+        self.profile = path / "profile"
         self._config = path / "config.yaml"
         self._exit = path / "EXIT.json"
         self._lock: TextIO | None = None

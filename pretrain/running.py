@@ -10,7 +10,7 @@ from etude.pretrain.assemble import build_engine, build_objective, build_trainer
 from etude.pretrain.checkpoint import Checkpoints, step_of
 from etude.pretrain.compiling import compile_regions
 from etude.pretrain.config import Config
-from etude.pretrain.distributed import World, barrier
+from etude.pretrain.distributed import World, barrier, same_on_all
 from etude.pretrain.engine import Engine
 from etude.pretrain.errors import ConfigError, DivergedError, NumericsError, PreemptedError
 from etude.pretrain.hooks import SaveCheckpoints
@@ -44,6 +44,7 @@ def train(
     leave = partial(_leave, folder, world, None if found is None else found[0])
     with StopRequest(world.device, leave=leave, is_last=True) as stop:
         engine = build_engine(objective, config, world, inputs.share)
+        _agree(inputs, world)
         stop.met()
         state = RunState()
         if found is not None:
@@ -81,6 +82,20 @@ def train(
                 saver.finish()
                 state = _go_back(error, trainer.state, config, checkpoints, engine)
                 saver.continues(state.step)
+
+
+def _agree(inputs: Inputs, world: World) -> None:
+    """Ranks whose devices differ could have chosen differently.
+
+    :raises ConfigError: on all of them.
+    """
+    chosen = inputs.share.micro_batch
+    if not same_on_all(chosen, world.device):
+        raise ConfigError(
+            "train.micro_batch: auto comes to different numbers on different ranks, whose devices "
+            f"have different memory: {chosen} on rank {world.rank} ({inputs.choice}). Give "
+            "train.micro_batch, or perf.device_gbytes."
+        )
 
 
 def _leave(folder: RunFolder, world: World, checkpoint: Path | None) -> None:

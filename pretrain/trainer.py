@@ -42,6 +42,7 @@ class Trainer:
     :param skips: how many gradients that are not finite are borne.
     :param spike_sigma: standard deviations above the mean at which losses and gradients stick out.
     :param hours_per_update: audio that all ranks hear in one update.
+    :param utilisation: what to log of the devices' use at so many crops per second of all ranks.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Trainer:
         log_every: int,
         hours_per_update: float,
         epochs: Callable[[int], dict[str, float]],
+        utilisation: Callable[[float], dict[str, float]],
         max_skipped_fraction: float,
         spike_sigma: float,
     ) -> None:
@@ -88,6 +90,7 @@ class Trainer:
         self._log_every = log_every
         self._hours_per_update = hours_per_update
         self._epochs = epochs
+        self._utilisation = utilisation
         self._max_skipped_fraction = max_skipped_fraction
         self._spike_sigma = spike_sigma
         self._reported: dict[str, float] = {}
@@ -110,7 +113,7 @@ class Trainer:
                 hook.start(self)
             self._start_interval()
             while self.step < self._max_steps:
-                self._one_update()
+                self.one_update()
                 self._watchdog.at("after the update")
                 for hook in self._hooks:
                     hook.step_end(self)
@@ -135,13 +138,18 @@ class Trainer:
         """Adds values to this step's log line; the same on every rank."""
         self._reported.update(values)
 
-    def _one_update(self) -> None:
+    def next_batch(self) -> AudioBatch:
+        """This rank's next micro-batch."""
+        return next(self._batches)
+
+    def one_update(self) -> None:
+        """One turn of the loop, without what is done around it."""
         update, losses = torch.tensor(self.step), []
         for micro_batch in range(self._micro_batches):
             self._watchdog.at("data", self.step)
             waiting = time.perf_counter()
             # Planned for a later update where data was passed over.
-            batch = next(self._batches)._replace(update=update)
+            batch = self.next_batch()._replace(update=update)
             self._data_seconds += time.perf_counter() - waiting
             self._watchdog.at("forward and backward")
             seed_dropout(self._seed, self.step, micro_batch, self._rank)
@@ -195,7 +203,10 @@ class Trainer:
             values["optim/loss_spikes"] = float(self.state.loss_spikes)
             values["optim/grad_norm_spikes"] = float(self.state.grad_norm_spikes)
             values["optim/rollbacks"] = float(self.state.rollbacks)
-            values["perf/crops_per_second"] = updates * self._global_batch / seconds
+            speed = updates * self._global_batch / seconds
+            values["perf/crops_per_second"] = speed
+            values["perf/ranks"] = ranks
+            values.update(self._utilisation(speed))
             values["perf/audio_hours_per_day"] = updates * self._hours_per_update / seconds * 86400
             values["perf/data_wait"] = float(all_wait) / (seconds * ranks)
             self._start_interval()

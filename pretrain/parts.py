@@ -1,0 +1,63 @@
+"""The parts of an update, and which call belongs to which: what profiles and counts are told by.
+
+Nothing here runs in training. Whoever looks at a step (:mod:`etude.pretrain.profiling`) has its own
+context entered around each part's calls for as long as it looks; afterwards everything is as it
+was, so that a step that nobody looks at pays nothing.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import wraps
+from typing import Any
+
+from etude.pretrain.masked_prediction import MaskedPrediction
+
+FRONT_END, POSITIONS, TRANSFORMER = "front end", "positions", "transformer"
+HEADS, TARGETS, OPTIMIZER, DATA, OTHER = "heads", "targets", "optimizer", "data", "other"
+
+PARTS = (FRONT_END, POSITIONS, TRANSFORMER, HEADS, TARGETS, OPTIMIZER, DATA, OTHER)
+"""In the order in which they are reported. A call inside another belongs to the inner one's part:
+``positions`` are not ``transformer``, and a teacher's layers are ``targets``."""
+
+Enter = Callable[[str], AbstractContextManager[object]]
+"""Makes the context of a part's call."""
+
+
+@contextmanager
+def watched(objective: MaskedPrediction, enter: Enter) -> Iterator[None]:
+    """Enters ``enter(part)`` around every call of a part of ``objective`` that is made inside."""
+    encoder = objective.encoder
+    calls: list[tuple[Any, str, str]] = [
+        (encoder.frontend, "forward", FRONT_END),
+        (encoder.positions, "forward", POSITIONS),
+        (encoder, "context", TRANSFORMER),
+        (objective, "after_step", TARGETS),
+    ]
+    # The stack's, where padding is masked between them.
+    stacked = getattr(encoder.positions, "layers", ())
+    calls += [(layer, "forward", POSITIONS) for layer in stacked]
+    for target in objective.targets.values():
+        calls += [(target, "compute", TARGETS), (target, "loss", HEADS)]
+    if objective.decoder is not None:
+        calls.append((objective.decoder, "forward", HEADS))
+    with ExitStack() as stack:
+        for owner, name, part in calls:
+            stack.enter_context(watched_call(owner, name, part, enter))
+        yield
+
+
+@contextmanager
+def watched_call(owner: Any, name: str, part: str, enter: Enter) -> Iterator[None]:
+    """The same for one method: while inside, ``owner`` has one of its own before its class's."""
+    method = getattr(owner, name)
+
+    @wraps(method)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with enter(part):
+            return method(*args, **kwargs)
+
+    setattr(owner, name, call)
+    try:
+        yield
+    finally:
+        delattr(owner, name)
