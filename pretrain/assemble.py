@@ -21,6 +21,7 @@ from etude.pretrain.config import (
     TargetConfig,
     TeacherTargetConfig,
 )
+from etude.pretrain.config_types import FurtherTargetConfig
 from etude.pretrain.decoder import ConvDecoder
 from etude.pretrain.deepspeed_settings import deepspeed_settings
 from etude.pretrain.distributed import World, sum_over_ranks
@@ -311,6 +312,8 @@ def _build_target(
                 hears_clean=target.input == "clean",
                 sees_other_view=target.view == "other",
             )
+        case FurtherTargetConfig():
+            return target.build(config.model, seed=derive(config.seed, "target", name))
         case _:
             assert_never(target)
 

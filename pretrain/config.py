@@ -6,7 +6,7 @@ the nearest existing key and where the value came from.
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -17,6 +17,7 @@ from etude.pretrain.config_types import (
     Count,
     Decay,
     Fraction,
+    FurtherTargetConfig,
     Natural,
     NonNegative,
     Positive,
@@ -156,10 +157,13 @@ class TeacherTargetConfig(Section):
     ``objective.visible_weight`` has nothing to act on."""
 
 
-TargetConfig = Annotated[
-    KmeansTargetConfig | CodecTargetConfig | CqtTargetConfig | TeacherTargetConfig,
-    Field(discriminator="kind"),
-]
+KnownTargetConfig = KmeansTargetConfig | CodecTargetConfig | CqtTargetConfig | TeacherTargetConfig
+
+if TYPE_CHECKING:
+    TargetConfig = KnownTargetConfig | FurtherTargetConfig
+else:
+    # Of further targets, those that a file names are added when it is read (``config_file.py``).
+    TargetConfig = Annotated[KnownTargetConfig, Field(discriminator="kind")]
 
 
 class MaskConfig(Section):

@@ -9,14 +9,17 @@ import difflib
 import json
 import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from functools import cache
+from importlib import import_module
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, Union, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError, create_model
 
-from etude.pretrain.config import Config
+from etude.pretrain.config import Config, KnownTargetConfig, ObjectiveConfig
 from etude.pretrain.errors import ConfigError
+from etude.pretrain.targets import FURTHER
 
 
 class _Loader(yaml.SafeLoader):
@@ -169,33 +172,67 @@ def _override(values: dict[str, Any], origins: dict[str, str], word: str) -> Non
 
 
 def _validate(values: dict[str, Any], origins: dict[str, str], path: Path) -> Config:
+    form = config_form(_further_kinds(values))
     # JSON mode: strict about types, yet a list is a tuple and a string is a path.
     try:
         text = json.dumps(values)
     except TypeError as error:
         raise ConfigError(f"{path} holds a value of no plain type: {error}") from error
     try:
-        return Config.model_validate_json(text)
+        return form.model_validate_json(text)
     except ValidationError as error:
         values = json.loads(text)  # as pydantic saw it: every key a string
-        problems = [_describe(problem, values, origins, path) for problem in error.errors()]
+        problems = [_describe(problem, values, origins, path, form) for problem in error.errors()]
         raise ConfigError(" Also: ".join(problems)) from error
 
 
-def _describe(problem: Any, values: dict[str, Any], origins: Mapping[str, str], path: Path) -> str:
+@cache
+def config_form(kinds: frozenset[str]) -> type[Config]:
+    """:class:`Config`, with the settings of further targets, whose files (and torch) it imports."""
+    if not kinds:
+        return Config
+    modules = [import_module(f"etude.pretrain.targets.{kind}") for kind in sorted(kinds)]
+    target: Any = Annotated[
+        Union[(KnownTargetConfig, *(module.Settings for module in modules))],  # noqa: UP007
+        Field(discriminator="kind"),
+    ]
+    targets: Any = Annotated[dict[str, target], Field(min_length=1)]
+    objective = create_model("ObjectiveConfig", __base__=ObjectiveConfig, targets=(targets, ...))
+    return create_model("Config", __base__=Config, objective=(objective, ...))
+
+
+def _further_kinds(values: Mapping[str, Any]) -> frozenset[str]:
+    """Those that the values name, as far as they have any form at all."""
+    node: Any = values
+    for key in ("objective", "targets"):
+        node = node.get(key) if isinstance(node, Mapping) else None
+    targets = node.values() if isinstance(node, Mapping) else ()
+    named = (target.get("kind") for target in targets if isinstance(target, Mapping))
+    return frozenset(kind for kind in named if isinstance(kind, str) and kind in FURTHER)
+
+
+def _describe(
+    problem: Any,
+    values: dict[str, Any],
+    origins: Mapping[str, str],
+    path: Path,
+    form: type[Config],
+) -> str:
     parts = _user_path(problem, values)
     key = ".".join(parts)
     where = _origin(key, origins) or str(path)
     if problem["type"] == "extra_forbidden":
         inside = [origin for other, origin in origins.items() if other.startswith(f"{key}.")]
         where = inside[0] if inside else where
-        known = _known_keys([str(part) for part in problem["loc"]])
+        known = _known_keys([str(part) for part in problem["loc"]], form)
         near = difflib.get_close_matches(parts[-1], known, n=1, cutoff=0.5)
         hint = f"Did you mean `{near[0]}`?" if near else f"Known here: {', '.join(known)}."
         return f"unknown key `{key}` in {where}. {hint}"
     if problem["type"] in ("missing", "union_tag_not_found") and isinstance(problem["input"], dict):
         return f"`{key}` is missing in {path}: give it there or as {key}=VALUE."
     message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "union_tag_invalid":
+        message += f", nor any of {', '.join(map(repr, FURTHER))}"
     given = "" if isinstance(problem["input"], dict) else f", but is {problem['input']!r}"
     place = f"`{key}` in {where}: " if key else f"{path}: "
     return f"{place}{message}{given}."
@@ -223,13 +260,13 @@ def _origin(key: str, origins: Mapping[str, str]) -> str | None:
     return next((origins[name] for name in sections if name in origins), None)
 
 
-def _known_keys(location: Sequence[str]) -> list[str]:
-    model: type[BaseModel] = Config
+def _known_keys(location: Sequence[str], form: type[Config]) -> list[str]:
+    model: type[BaseModel] = form
     for part in location[:-1]:
         field = model.model_fields.get(part)
         candidates = [] if field is None else [field.annotation, *_nested(field.annotation)]
         found = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
-        found = [c for c in found_targets() if _kind(c) == part] or found
+        found = [c for c in found_targets(form) if _kind(c) == part] or found
         if found:
             model = found[0]
     return list(model.model_fields)
@@ -240,9 +277,9 @@ def _kind(target: type[BaseModel]) -> str:
     return kind
 
 
-def found_targets() -> list[type[BaseModel]]:
+def found_targets(form: type[Config] = Config) -> list[type[BaseModel]]:
     """The target sections, by kind."""
-    annotation = Config.model_fields["objective"].annotation
+    annotation = form.model_fields["objective"].annotation
     assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
     return [
         candidate

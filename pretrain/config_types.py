@@ -1,8 +1,13 @@
 """What the sections of a run's settings are made of."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from etude.models.config import EncoderConfig
+
+if TYPE_CHECKING:
+    from etude.pretrain.targets.base import Target
 
 Positive = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
@@ -22,3 +27,18 @@ class Section(BaseModel):
         allow_inf_nan=False,
         use_attribute_docstrings=True,
     )
+
+
+class FurtherTargetConfig(Section):
+    """Settings of a target that is one file of ``pretrain/targets/``; it adds its ``kind``."""
+
+    weight: Positive = 1.0
+    """Factor of the target's loss."""
+
+    def build(self, model: EncoderConfig, *, seed: int) -> "Target":
+        """The target for an encoder of this geometry; what is random follows from ``seed``."""
+        raise NotImplementedError
+
+    def head_outputs(self, dim: int) -> int:
+        """Numbers that its head makes of each row; it is planned for as one linear layer."""
+        raise NotImplementedError

@@ -33,6 +33,7 @@ from etude.pretrain.config import (
     TargetConfig,
     TeacherTargetConfig,
 )
+from etude.pretrain.config_types import FurtherTargetConfig
 from etude.pretrain.masking import masked_count
 
 
@@ -145,3 +146,5 @@ def _head(target: TargetConfig, dim: int, classes: int) -> float:
             return 2.0 * dim * target.bins
         case TeacherTargetConfig():
             return 2.0 * dim * (2 * target.predictor_dim or dim)
+        case FurtherTargetConfig():
+            return 2.0 * dim * target.head_outputs(dim)

@@ -35,6 +35,7 @@ from etude.pretrain.config import (
     KmeansTargetConfig,
     TeacherTargetConfig,
 )
+from etude.pretrain.config_types import FurtherTargetConfig
 from etude.pretrain.inputs import Inputs
 from etude.pretrain.random import derive
 
@@ -104,7 +105,7 @@ def check_labels(config: Config, inputs: Inputs) -> Iterator[str]:
                         codec=inputs.codecs.get(name),
                         seed=config.seed,
                     )
-            case CqtTargetConfig() | TeacherTargetConfig():
+            case CqtTargetConfig() | TeacherTargetConfig() | FurtherTargetConfig():
                 pass
     if not computed:
         return

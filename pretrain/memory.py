@@ -28,6 +28,7 @@ from etude.pretrain.config import (
     TargetConfig,
     TeacherTargetConfig,
 )
+from etude.pretrain.config_types import FurtherTargetConfig
 from etude.pretrain.deepspeed_settings import zero_settings
 from etude.pretrain.flops import masked_frames
 
@@ -332,6 +333,8 @@ def _head_bytes(target: TargetConfig, dim: int, value: float) -> float:
             return value * dim + 8.0 * target.bins
         case TeacherTargetConfig():
             return value * (dim + 3 * target.predictor_dim) + 8.0 * dim
+        case FurtherTargetConfig():
+            return value * dim + 8.0 * target.head_outputs(dim)
 
 
 def _is_pooled(target: TargetConfig) -> bool:
@@ -400,6 +403,8 @@ def _head_parameters(target: TargetConfig, dim: int, classes: int) -> tuple[int,
             return 2 * dim * inner + 3 * inner + dim, 2 * dim * inner
         case TeacherTargetConfig():
             width, embedded = dim, 0
+        case FurtherTargetConfig():
+            width, embedded = target.head_outputs(dim), 0
     return dim * width + width + embedded, dim * width + 2 * embedded
 
 

@@ -134,31 +134,6 @@ def test_backward_belongs_to_the_part_whose_forward_it_undoes(usual: Breakdown) 
     assert "AccumulateGrad" not in nodes.get("other", set())
 
 
-@pytest.mark.parametrize(
-    ("part", "words"),
-    [
-        ("transformer", ("model.ffn_dim=24576",)),
-        ("positions", ("model.position_kernel=512", "model.position_groups=1")),
-        ("front end", ("model.conv_dims=[256, 256, 256, 16, 16, 16, 16]",)),
-        ("heads", ("objective.targets.teacher.predictor_dim=16384",)),
-        (
-            "targets",
-            tuple(
-                f"objective.targets.cqt.{word}"
-                for word in ("algorithm=CQT1992v2", "fmin=30.0", "bins=192", "bins_per_octave=48")
-            ),
-        ),
-    ],
-)
-def test_a_part_that_has_more_to_do_has_a_larger_share(
-    recipe: Path, usual: Breakdown, part: str, words: tuple[str, ...]
-) -> None:
-    more = broken_down(recipe, *words)
-    shares = {name: (usual.share(name), more.share(name)) for name in PARTS}
-    before, after = shares[part]
-    assert after / (1.0 - after) > 1.5 * before / (1.0 - before), shares
-
-
 def test_what_is_not_an_update_does_not_count(recipe: Path) -> None:
     training = Training(recipe, "train.engine=ddp")
     batch = next(training.batches(0))
