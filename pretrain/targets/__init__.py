@@ -9,5 +9,5 @@ and its name below, which is the file's and its ``kind`` in a YAML file. Nothing
 settings are read before anything heavy is.
 """
 
-FURTHER: tuple[str, ...] = ()
+FURTHER: tuple[str, ...] = ("random_projection",)
 """Kinds of target that are one file of this package each."""
