@@ -29,6 +29,9 @@ from etude.data.tokens import Codes
 
 _log = logging.getLogger(__name__)
 
+PREFETCH = 4
+"""Micro-batches that each worker keeps ready."""
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -127,7 +130,7 @@ def training_batches(
         num_workers=workers,
         worker_init_fn=_ignore_signals,
         pin_memory=pin_memory,
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=PREFETCH if workers else None,
     )
     # A worker that is just being born has torch's handler, which dies of SIGTERM.
     held = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)

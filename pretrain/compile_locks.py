@@ -8,13 +8,18 @@ _OLD_SECONDS = 600.0
 """Extensions compile in a minute or two: whoever made an older lock is gone."""
 
 
+def extensions_folder() -> Path:
+    """Where torch compiles extensions."""
+    given = os.environ.get("TORCH_EXTENSIONS_DIR")
+    return Path(given) if given else Path.home() / ".cache" / "torch_extensions"
+
+
 def stale_locks() -> list[Path]:
     """Old locks in the folder where torch compiles extensions, DeepSpeed's operations among them.
 
     ``torch.utils.cpp_extension`` waits for them without a word and without end.
     """
-    given = os.environ.get("TORCH_EXTENSIONS_DIR")
-    root = Path(given) if given else Path.home() / ".cache" / "torch_extensions"
+    root = extensions_folder()
     old = time.time() - _OLD_SECONDS
     found = []
     for path in sorted([*root.glob("*/lock"), *root.glob("*/*/lock")]):
