@@ -10,10 +10,15 @@ import logging
 import os
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from etude.launch.cli import STOPS, end_on, run
+from etude.launch.cli import STOPS, end_on, interrupt_on, run
 from etude.pretrain.launchers import follow_launchers
+
+if TYPE_CHECKING:
+    from etude.pretrain.config import Config
 
 
 def main() -> int:
@@ -27,6 +32,29 @@ def main() -> int:
     if arguments.config is not None:
         config = load_config(arguments.config, arguments.overrides)
     # Heavy imports only now: a misspelt key is told in a second.
+    try:
+        import_module("etude.pretrain.doctor.examine")
+    except (ImportError, OSError) as error:
+        return _cannot_import(error)
+    interrupt_on(*STOPS)  # what was written is removed
+    return _examine(config, seconds=arguments.seconds, timeout=arguments.timeout)
+
+
+def _cannot_import(error: Exception) -> int:
+    """Training would not get further either; what is installed tells why."""
+    from etude.pretrain.doctor.rows import exit_status, failed, lines_of, verdict
+    from etude.pretrain.doctor.versions import check_versions, own_python, own_requirements
+
+    rows = [
+        check_versions(own_requirements(), own_python()),
+        failed("imports", f"{type(error).__name__}: {error}", "`make install`, in a new folder"),
+    ]
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        print("\n".join([*(line for row in rows for line in lines_of(row)), verdict(rows)]))
+    return exit_status(rows)
+
+
+def _examine(config: "Config | None", *, seconds: float, timeout: float) -> int:
     from etude.pretrain.distributed import complete_environment, rank_from_environment
     from etude.pretrain.doctor.examine import examine
     from etude.pretrain.doctor.meeting import end_collectives, join
@@ -37,7 +65,7 @@ def main() -> int:
     complete_environment()
     rank, size, local_rank = rank_from_environment()
     try:
-        meeting = join(rank=rank, size=size, local_rank=local_rank, timeout=arguments.timeout)
+        meeting = join(rank=rank, size=size, local_rank=local_rank, timeout=timeout)
     except LostRankError as error:
         if local_rank < 2:  # once per node; on rank 0's, local rank 0 is the one that is missing
             print(f"error: {error}", file=sys.stderr, flush=True)
@@ -59,7 +87,7 @@ def main() -> int:
             print(verdict(rows), flush=True)
         os._exit(LOST_RANK)
 
-    for row in examine(config, meeting, seconds=arguments.seconds, leave=leave):
+    for row in examine(config, meeting, seconds=seconds, leave=leave):
         say(row)
     if rank == 0:
         print(verdict(rows), flush=True)

@@ -1,5 +1,6 @@
 """Whether torch can compute on this rank's device, and gets the right numbers."""
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -126,6 +127,8 @@ def check_product(device: torch.device, dtype: torch.dtype) -> Row:
 def _no_gpu(build: str, driver: str | None) -> Row:
     if driver is None:
         return unchecked("gpu", f"no NVIDIA driver here: training would run on the CPU; {build}")
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return unchecked("gpu", f"CUDA_VISIBLE_DEVICES hides all; driver {driver}, {build}")
     if torch.version.cuda is None:
         advice = "install a torch built for CUDA"
     else:

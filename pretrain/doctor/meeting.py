@@ -7,6 +7,7 @@ by name. Whatever runs in torch's own collectives is bounded by :func:`limited`.
 import json
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -23,7 +24,7 @@ _GRACE_SECONDS = 5.0
 
 
 class MissingRanksError(Exception):
-    """Ranks that did not come in time.
+    """Ranks that did not come in time; every rank misses the same.
 
     :param ranks: which.
     :param stage: what they were to tell.
@@ -64,42 +65,61 @@ class Meeting:
     def tell(self, stage: str, value: Any, *, seconds: float = 0.0) -> dict[int, Any]:
         """Every rank's value; each is plain JSON.
 
+        Rank 0 collects and hands on, so that all ranks have the same answer, or miss the same.
+
         :param seconds: what the stage itself may take, beside the waiting.
         :raises MissingRanksError: if some do not tell in time.
         """
         if self._store is None:
             return {self.rank: value}
+        everybody, limit = f"{stage}/all", self.timeout + seconds
         keys = [f"{stage}/{rank}" for rank in range(self.size)]
         self._store.set(keys[self.rank], json.dumps(value))
-        try:
-            self._store.wait(keys, timedelta(seconds=self.timeout + seconds))
-        except dist.DistError as error:
-            missing = [rank for rank, key in enumerate(keys) if not self._store.check([key])]
-            if missing:
-                raise MissingRanksError(missing, stage) from error
-        return {rank: json.loads(self._store.get(key)) for rank, key in enumerate(keys)}
+        if self.rank == 0:
+            missing = self._wait(keys, limit)
+            there = [rank for rank in range(self.size) if rank not in missing]
+            values = {rank: json.loads(self._store.get(keys[rank])) for rank in there}
+            self._store.set(everybody, json.dumps({"missing": missing, "values": values}))
+        elif self._wait([everybody], limit + _GRACE_SECONDS):
+            raise MissingRanksError([0], stage)
+        told = json.loads(self._store.get(everybody))
+        if told["missing"]:
+            raise MissingRanksError(told["missing"], stage)
+        return {int(rank): one for rank, one in told["values"].items()}
 
-    def end(self, status: int | None) -> int:
+    def _wait(self, keys: list[str], seconds: float) -> list[int]:
+        """Numbers of the keys that are not there in time.
+
+        The store's own waiting cannot be interrupted by a signal.
+        """
+        assert self._store is not None
+        deadline, pause = time.monotonic() + seconds, 0.02
+        while not self._store.check(keys):
+            if time.monotonic() > deadline:
+                return [n for n, key in enumerate(keys) if not self._store.check([key])]
+            time.sleep(pause)
+            pause = min(1.0, 1.3 * pause)  # many ranks ask one process
+        return []
+
+    def end(self, status: int) -> int:
         """Rank 0 gives the status, the others take it; none ends before rank 0 has printed.
 
         A launcher kills all ranks as soon as one has failed.
         """
         if self._store is None or self.size == 1:
-            return status or 0
-        limit = timedelta(seconds=self.timeout)
+            return status
         try:
             if self.rank == 0:
                 self._store.set("status", json.dumps(status))
-                others = [f"bye/{rank}" for rank in range(1, self.size)]
                 # The store ends with this process; who is missing is not waited for long.
-                self._store.wait(others, timedelta(seconds=min(self.timeout, _GRACE_SECONDS)))
-            else:
-                self._store.wait(["status"], limit)
+                others = [f"bye/{rank}" for rank in range(1, self.size)]
+                self._wait(others, min(self.timeout, _GRACE_SECONDS))
+            elif not self._wait(["status"], self.timeout):
                 status = int(json.loads(self._store.get("status")))
                 self._store.set(f"bye/{self.rank}", "")
         except dist.DistError:
-            pass  # rank 0 is gone, or somebody was never there: all has been said
-        return status or 0
+            pass  # rank 0 is gone: all has been said
+        return status
 
     def start_collectives(self, backend: str) -> None:
         """Makes the process group, in the same store, unless there is one rank alone.

@@ -177,3 +177,13 @@ def test_without_rank_0_another_says_so(done: dict[str, Done]) -> None:
 def test_settings_that_are_wrong_end_as_in_training(recipe: Path) -> None:
     done = doctor(recipe, "trian.max_steps=3")
     assert done.returncode == 2 and done.stderr == train(recipe, "trian.max_steps=3").stderr
+
+
+def test_a_library_that_does_not_load_is_told_with_all_versions(tmp_path: Path) -> None:
+    (tmp_path / "webdataset.py").write_text("raise ImportError('built for another Python')")
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = doctor(environment={"PYTHONPATH": paths})
+    assert done.returncode == 2, done.stderr
+    assert "built for another Python" in found(done, "imports")
+    assert "webdataset" in found(done, "versions")
+    assert done.stdout.splitlines()[-1].startswith("verdict: not ready. Failed: imports")
