@@ -72,20 +72,28 @@ class Meeting:
         """
         if self._store is None:
             return {self.rank: value}
-        everybody, limit = f"{stage}/all", self.timeout + seconds
+        try:
+            told = self._collect(stage, json.dumps(value), self.timeout + seconds)
+        except dist.DistError as error:  # the store has ended with rank 0
+            raise MissingRanksError([0], stage) from error
+        if told["missing"]:
+            raise MissingRanksError(told["missing"], stage)
+        return {int(rank): one for rank, one in told["values"].items()}
+
+    def _collect(self, stage: str, value: str, limit: float) -> dict[str, Any]:
+        assert self._store is not None
+        everybody = f"{stage}/all"
         keys = [f"{stage}/{rank}" for rank in range(self.size)]
-        self._store.set(keys[self.rank], json.dumps(value))
+        self._store.set(keys[self.rank], value)
         if self.rank == 0:
             missing = self._wait(keys, limit)
             there = [rank for rank in range(self.size) if rank not in missing]
             values = {rank: json.loads(self._store.get(keys[rank])) for rank in there}
             self._store.set(everybody, json.dumps({"missing": missing, "values": values}))
         elif self._wait([everybody], limit + _GRACE_SECONDS):
-            raise MissingRanksError([0], stage)
-        told = json.loads(self._store.get(everybody))
-        if told["missing"]:
-            raise MissingRanksError(told["missing"], stage)
-        return {int(rank): one for rank, one in told["values"].items()}
+            return {"missing": [0]}
+        told: dict[str, Any] = json.loads(self._store.get(everybody))
+        return told
 
     def _wait(self, keys: list[str], seconds: float) -> list[int]:
         """Numbers of the keys that are not there in time.

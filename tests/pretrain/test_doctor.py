@@ -9,6 +9,7 @@ import torch
 import yaml
 from run_parts import PYTHON, Run, run_stages, together
 from torch import nn
+from torch.distributed import HashStore
 from training_parts import SMALL
 
 from etude.data.shards import Corpus
@@ -24,6 +25,7 @@ from etude.pretrain.doctor.disk import (
     judge_speed,
     shown,
 )
+from etude.pretrain.doctor.meeting import Meeting, MissingRanksError
 from etude.pretrain.doctor.memory import (
     available_memory,
     batch_bytes,
@@ -208,6 +210,23 @@ def test_a_container_has_less_memory_than_its_machine(tmp_path: Path) -> None:
     (group / "memory.current").write_text("600000\n")
     (group / "memory.stat").write_text("anon 1\nfile 200000\n")
     assert available_memory(tmp_path) == 600_000
+
+
+def test_all_ranks_hear_the_same_or_miss_the_same() -> None:
+    store = HashStore()
+    ranks = [
+        Meeting(rank=rank, size=2, local_rank=rank, store=store, timeout=30.0) for rank in (0, 1)
+    ]
+    heard = together(*(partial(one.tell, "names", f"rank {one.rank}") for one in ranks))
+    assert heard == [{0: "rank 0", 1: "rank 1"}] * 2
+    three = Meeting(rank=0, size=3, local_rank=0, store=store, timeout=0.1)
+    with pytest.raises(MissingRanksError) as caught:
+        three.tell("numbers", 1)
+    assert caught.value.ranks == [1, 2]
+    late = Meeting(rank=1, size=3, local_rank=1, store=store, timeout=0.1)
+    with pytest.raises(MissingRanksError) as caught:
+        late.tell("numbers", 2)
+    assert caught.value.ranks == [1, 2]
 
 
 def test_the_slowest_rank_is_held_against_the_others() -> None:
