@@ -277,7 +277,7 @@ def _read_codes(plan: CropPlan, planned: PlannedCrop) -> dict[str, Codes]:
     frames = _length(plan, planned) // plan.hop_samples
     codes = {}
     for name, tokens in plan.tokens.items():
-        cut = tokens.read(planned.clip)[first : first + frames]
+        cut = tokens.read(planned.clip, start=first, frames=frames)
         if len(cut) != frames:
             raise DataError(
                 f"{tokens.place(planned.clip)} ends after {first + len(cut)} frames, but the "

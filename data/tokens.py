@@ -2,7 +2,8 @@
 
     targets/NAME/index.json        which codec, of which corpus, the shards
     targets/NAME/members.npy       one row per clip, in the order of the corpus' index
-    targets/NAME/train-000000.tar  KEY.NAME.npy: uint16 (frames, codebooks)
+    targets/NAME/train-000000.tar  KEY.NAME.npy: uint16 (frames, codebooks), or packed as uint8
+                                   (frames, bytes) where the index names ``bits`` (packing.py)
 
 The audio's shards are not touched, so one corpus can carry the tokens of several codecs. A clip's
 tokens start at its first sample and hold its whole frames: ``num_samples // hop_samples`` rows.
@@ -23,6 +24,7 @@ import numpy.typing as npt
 
 from etude.data.errors import DataError, InputError
 from etude.data.files import NO_ARRAY, json_bytes, published, write_bytes
+from etude.data.packing import MAX_BITS, Packing
 from etude.data.shards import Corpus, Shard
 from etude.data.tar import add_member, walk_members, walk_pairs
 
@@ -57,6 +59,12 @@ class TokenSettings:
     codebook_size: int
     """Integers lie in [0, codebook_size)."""
 
+    @property
+    def packing(self) -> Packing | None:
+        """How these tokens are packed; None where that would save nothing."""
+        packing = Packing.of(self.codebooks, self.codebook_size)
+        return packing if packing.bits < MAX_BITS else None
+
 
 @final
 @dataclass(frozen=True)
@@ -78,6 +86,8 @@ class Tokens:
     corpus: Corpus
     name: str
     settings: TokenSettings
+    packing: Packing | None
+    """How the arrays are packed; None for plain uint16."""
     shards: tuple[TokenShard, ...]
 
     def split(self, name: str) -> "SplitTokens":
@@ -112,9 +122,11 @@ class SplitTokens:
     def _path(self, clip: int) -> Path:
         return self.tokens.root / self.tokens.shards[int(self.members[clip]["shard"])].file
 
-    def read(self, clip: int) -> Codes:
-        """All tokens of a clip, uint16 (frames, codebooks), checksum verified.
+    def read(self, clip: int, *, start: int = 0, frames: int | None = None) -> Codes:
+        """Tokens of a clip, uint16 (frames, codebooks), the checksum of all of them verified.
 
+        :param start: first frame that is wanted.
+        :param frames: how many; fewer come where the clip ends, all if it is not given.
         :raises DataError: if the bytes are not those that were indexed, or no such array.
         """
         row = self.members[clip]
@@ -139,7 +151,12 @@ class SplitTokens:
                 f"Delete {path} and run launch/encode.py again."
             )
         # Not `place`: it reads a tar header, and this is done for every crop of a run.
-        codes = parse_codes(data, f"{path}: clip {clip} of {self.name!r}")
+        codes = parse_codes(
+            data,
+            f"{path}: clip {clip} of {self.name!r}",
+            packing=self.tokens.packing,
+            rows=slice(start, None if frames is None else start + frames),
+        )
         if codes.shape[1] != self.tokens.settings.codebooks:
             raise DataError(
                 f"{self.place(clip)} has {codes.shape[1]} codebooks, but the index says "
@@ -158,38 +175,62 @@ def member_name(key: str, name: str) -> str:
     return f"{key}.{name}.npy"
 
 
-def parse_codes(data: bytes, place: str) -> Codes:
+def parse_codes(
+    data: bytes, place: str, *, packing: Packing | None = None, rows: slice = slice(None)
+) -> Codes:
     """An ``.npy`` file as codes; nothing in it is executed.
 
-    :raises DataError: if it is no uint16 array (frames, codebooks).
+    :param packing: of the array's rows; None for plain uint16.
+    :param rows: frames that are wanted: others are not unpacked.
+    :raises DataError: if it is no such array.
     """
     try:
         codes: Any = np.load(io.BytesIO(data), allow_pickle=False)
     except NO_ARRAY as error:
         raise DataError(f"{place} is no array ({error}). Encode the corpus again.") from error
-    if not isinstance(codes, np.ndarray) or codes.dtype != np.uint16 or codes.ndim != 2:
+    width = None if packing is None else packing.row_bytes
+    if (
+        not isinstance(codes, np.ndarray)
+        or codes.dtype != (np.uint16 if width is None else np.uint8)
+        or codes.ndim != 2
+        or codes.shape[1] != (width or codes.shape[1])
+    ):
+        wanted = "uint16 (frames, codebooks)" if width is None else f"uint8 (frames, {width})"
         raise DataError(
-            f"{place} must be uint16 (frames, codebooks), but is {getattr(codes, 'dtype', '?')} "
+            f"{place} must be {wanted}, but is {getattr(codes, 'dtype', '?')} "
             f"{getattr(codes, 'shape', '?')}. Encode the corpus again."
         )
-    return codes
+    if packing is None:
+        return codes[rows]
+    try:
+        return packing.unpack(codes[rows])
+    except ValueError as error:
+        raise DataError(f"{place} is not packed right ({error}). Encode it again.") from error
 
 
-def write_token_shard(path: Path, name: str, samples: Iterable[tuple[str, Codes]]) -> None:
+def write_token_shard(
+    path: Path,
+    name: str,
+    samples: Iterable[tuple[str, Codes]],
+    *,
+    packing: Packing | None = None,
+) -> None:
     """Writes one sidecar tar, whole or not at all; equal tokens give equal bytes."""
     with (
         published(path) as out,
         tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar,
     ):
         for key, codes in samples:
-            buffer = io.BytesIO()
-            np.save(buffer, codes)
-            add_member(tar, member_name(key, name), buffer.getvalue())
+            stored = codes if packing is None else packing.pack(codes)
+            add_member(tar, member_name(key, name), _array_file(stored))
 
 
-def write_token_index(corpus: Corpus, name: str, settings: TokenSettings) -> Tokens:
+def write_token_index(
+    corpus: Corpus, name: str, settings: TokenSettings, *, packing: Packing | None = None
+) -> Tokens:
     """Walks all sidecar tars strictly and writes their index: the folder is complete with it.
 
+    :param packing: what the tars were written with: ``settings.packing``, or None.
     :raises DataError: if a tar is damaged or its keys are not the audio's.
     """
     root = tokens_root(corpus, name)
@@ -206,7 +247,8 @@ def write_token_index(corpus: Corpus, name: str, settings: TokenSettings) -> Tok
                     f"{path}: member {member.name!r} where {wanted or 'the end'} should be: the "
                     f"tokens are not in the order of {shard.file}. Delete {path} and encode again."
                 )
-            frames = len(parse_codes(member.content, f"{path}: member {member.name}"))
+            place = f"{path}: member {member.name}"
+            frames = len(parse_codes(member.content, place, packing=packing))
             checksum = zlib.crc32(member.content)
             rows.append((member.offset, member.size, checksum, number, frames))
             count += 1
@@ -217,15 +259,13 @@ def write_token_index(corpus: Corpus, name: str, settings: TokenSettings) -> Tok
             )
         size = path.stat().st_size
         shards.append({"file": shard.file, "bytes": size, "sha256": digest.hexdigest()})
-    buffer = io.BytesIO()
     members = np.array(rows, dtype=_MEMBER)
-    np.save(buffer, members)
-    write_bytes(root / _MEMBERS_NAME, buffer.getvalue())
+    write_bytes(root / _MEMBERS_NAME, _array_file(members))
     content = {
         "format": FORMAT,
         "name": name,
         "corpus": corpus.fingerprint,
-        **asdict(settings),
+        **layout_values(settings, packing),
         "frame_rate": settings.sample_rate / settings.hop_samples,
         "shards": shards,
     }
@@ -235,9 +275,17 @@ def write_token_index(corpus: Corpus, name: str, settings: TokenSettings) -> Tok
 
 
 def merge_shard(tokens: Tokens, file: str, out: Path) -> None:
-    """Writes one shard with audio, JSON and tokens together, for readers that want one tar."""
+    """Writes one shard with audio, JSON and tokens together, for readers that want one tar.
+
+    Its tokens are plain uint16, whether the sidecar's are packed or not.
+    """
     corpus = tokens.corpus
-    added = {member.name: member.content for member in walk_members(tokens.root / file)}
+    added = {
+        member.name: member.content
+        if tokens.packing is None
+        else _array_file(parse_codes(member.content, member.name, packing=tokens.packing))
+        for member in walk_members(tokens.root / file)
+    }
     with (
         published(out / file) as stream,
         tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar,
@@ -292,6 +340,7 @@ def open_tokens(corpus: Corpus, name: str) -> Tokens:
             TokenShard(str(shard["file"]), int(shard["bytes"]), str(shard["sha256"]))
             for shard in content["shards"]
         )
+        bits = int(content.get("bits", MAX_BITS))
         version, made_for = content["format"], str(content["corpus"])
         fingerprint = str(content.pop("fingerprint"))
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
@@ -304,6 +353,12 @@ def open_tokens(corpus: Corpus, name: str) -> Tokens:
         raise DataError(
             f"{index}: made for another corpus ({made_for[:12]}) than {corpus.root} is now "
             f"({corpus.fingerprint[:12]}). {again}"
+        )
+    packing = None if bits == MAX_BITS else settings.packing
+    if bits != (MAX_BITS if packing is None else packing.bits):
+        raise DataError(
+            f"{index}: {bits} bits per code, but codes below {settings.codebook_size} are stored "
+            f"in {MAX_BITS} or in as few as they need. {again}"
         )
     if [shard.file for shard in shards] != [shard.file for shard in corpus.shards]:
         raise DataError(f"{index}: its shards are not named as the corpus' are. {again}")
@@ -325,7 +380,19 @@ def open_tokens(corpus: Corpus, name: str) -> Tokens:
     if _fingerprint(content, members.tobytes()) != fingerprint:
         # A row too many bits off would give a clip the tokens of another.
         raise DataError(f"{index}: not the one that was made with {_MEMBERS_NAME}. {again}")
-    return Tokens(root, corpus, name, settings, shards)
+    return Tokens(root, corpus, name, settings, packing, shards)
+
+
+def layout_values(settings: TokenSettings, packing: Packing | None) -> dict[str, Any]:
+    """What the index says of tokens: ``bits`` only of packed ones, or plain ones, which had no
+    such field, would get another fingerprint."""
+    return asdict(settings) | ({} if packing is None else {"bits": packing.bits})
+
+
+def _array_file(array: npt.NDArray[Any]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
 
 
 def _fingerprint(content: dict[str, Any], members: bytes) -> str:

@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +23,13 @@ import torch
 from etude.data.audio import decode
 from etude.data.errors import DataError, InputError
 from etude.data.files import json_bytes, write_bytes
+from etude.data.packing import MAX_BITS, Packing
 from etude.data.shards import Corpus, Split
 from etude.data.tokens import (
     Codes,
     Tokens,
     TokenSettings,
+    layout_values,
     tokens_root,
     write_token_index,
     write_token_shard,
@@ -38,11 +40,21 @@ _SETTINGS_NAME = ".encode.json"
 
 
 @dataclass(frozen=True)
-class _Track:
+class Track:
     """Clips of one track, in their order."""
 
     clips: tuple[int, ...]
     """Rows of the split, from the track's first clip to the last that is wanted."""
+
+
+@dataclass(frozen=True)
+class TrackPart:
+    """What one step has made of one track."""
+
+    track: Track
+    codes: Codes
+    """Of the whole frames; perhaps none at the track's end."""
+    last: bool
 
 
 def encode_corpus(
@@ -53,6 +65,7 @@ def encode_corpus(
     ranks: int = 1,
     lanes: int = 8,
     chunk_seconds: float = 1.6,
+    packed: bool = False,
     begin: Callable[[int], None] = lambda clips: None,
     advance: Callable[[int], None] = lambda clips: None,
 ) -> Tokens | None:
@@ -61,14 +74,46 @@ def encode_corpus(
     :param codec: on the device that is to do the work.
     :param lanes: tracks encoded side by side.
     :param chunk_seconds: of each at a time; memory grows with lanes times this.
+    :param packed: codes take the bits that they need, not 16 each.
     :param begin: told how many clips there are to do.
     :param advance: told how many more are done.
     :returns: the finished tokens, or ``None`` where other ranks are still at work.
-    :raises InputError: if the folder holds tokens of another codec, or clips that are no whole
-        number of frames.
+    :raises InputError: if the folder holds tokens of another codec or in another layout, or clips
+        that are no whole number of frames.
     """
     name = codec.name
-    settings = TokenSettings(
+    settings = token_settings(codec)
+    packing = settings.packing if packed else None
+    check_rate(corpus, codec)
+    _check_clips(corpus, codec)
+    root = tokens_root(corpus, name)
+    root.mkdir(parents=True, exist_ok=True)
+    _claim(root, corpus, settings, packing)
+    todo = [
+        (shard, rows)
+        for number, (shard, rows) in enumerate(corpus.shard_rows())
+        if number % ranks == rank and not (root / shard.file).is_file()
+    ]
+    begin(sum(shard.samples for shard, _ in todo))
+    chunk = chunk_frames(codec, chunk_seconds)
+    with ThreadPoolExecutor(max_workers=lanes) as readers:
+        for shard, rows in todo:
+            split = corpus.split(shard.split)
+            codes: dict[int, Codes] = {}
+            tracks = tracks_of(split, rows)
+            for track, of_track in _encode_tracks(split, tracks, codec, lanes, chunk, readers):
+                cut = _cut(split, track, of_track, codec.hop_samples)
+                wanted = {row: part for row, part in cut if row in rows}
+                codes.update(wanted)
+                advance(len(wanted))
+            samples = ((split.key(row), codes[row]) for row in rows)
+            write_token_shard(root / shard.file, name, samples, packing=packing)
+    return _finish(root, corpus, name, settings, packing)
+
+
+def token_settings(codec: Codec) -> TokenSettings:
+    """What the index says of this codec's tokens."""
+    return TokenSettings(
         codec=codec.name,
         weights_sha256=codec.weights_sha256,
         sample_rate=codec.sample_rate,
@@ -76,35 +121,20 @@ def encode_corpus(
         codebooks=codec.num_codebooks,
         codebook_size=codec.codebook_size,
     )
+
+
+def chunk_frames(codec: Codec, seconds: float) -> int:
+    """Frames of each lane that are encoded at a time."""
+    return max(codec.mirrored_frames, round(seconds * codec.frame_rate))
+
+
+def check_rate(corpus: Corpus, codec: Codec) -> None:
+    """Refuses a corpus of another rate than the codec's."""
     if corpus.sample_rate != codec.sample_rate:
         raise InputError(
             f"{corpus.root} has {corpus.sample_rate} Hz, but {codec.name} hears "
             f"{codec.sample_rate} Hz. Prepare a corpus with --sample-rate {codec.sample_rate}."
         )
-    _check_clips(corpus, codec)
-    root = tokens_root(corpus, name)
-    root.mkdir(parents=True, exist_ok=True)
-    _claim(root, corpus, settings)
-    todo = [
-        (shard, rows)
-        for number, (shard, rows) in enumerate(corpus.shard_rows())
-        if number % ranks == rank and not (root / shard.file).is_file()
-    ]
-    begin(sum(shard.samples for shard, _ in todo))
-    chunk = max(codec.mirrored_frames, round(chunk_seconds * codec.frame_rate))
-    with ThreadPoolExecutor(max_workers=lanes) as readers:
-        for shard, rows in todo:
-            split = corpus.split(shard.split)
-            codes: dict[int, Codes] = {}
-            tracks = _tracks(split, rows)
-            for track, of_track in _encode_tracks(split, tracks, codec, lanes, chunk, readers):
-                cut = _cut(split, track, of_track, codec.hop_samples)
-                wanted = {row: part for row, part in cut if row in rows}
-                codes.update(wanted)
-                advance(len(wanted))
-            samples = ((split.key(row), codes[row]) for row in rows)
-            write_token_shard(root / shard.file, name, samples)
-    return _finish(root, corpus, name, settings)
 
 
 def _check_clips(corpus: Corpus, codec: Codec) -> None:
@@ -122,9 +152,9 @@ def _check_clips(corpus: Corpus, codec: Codec) -> None:
             )
 
 
-def _claim(root: Path, corpus: Corpus, settings: TokenSettings) -> None:
+def _claim(root: Path, corpus: Corpus, settings: TokenSettings, packing: Packing | None) -> None:
     """Makes the folder this codec's and this corpus', or refuses what another one began."""
-    wanted = {"corpus": corpus.fingerprint, **asdict(settings)}
+    wanted = {"corpus": corpus.fingerprint, **layout_values(settings, packing)}
     path = root / _SETTINGS_NAME
     if not path.is_file():
         strangers = sorted(file.name for file in root.glob("*.tar"))
@@ -139,64 +169,88 @@ def _claim(root: Path, corpus: Corpus, settings: TokenSettings) -> None:
     different = [
         f"{key} was {begun.get(key)}, now {value}"
         for key, value in wanted.items()
-        if begun.get(key) != value
+        if key != "bits" and begun.get(key) != value
     ]
     if different:
         raise InputError(
             f"{root} was begun with other settings: {'; '.join(different)}. Delete the folder to "
             "encode anew."
         )
+    if begun.get("bits") != wanted.get("bits"):
+        was, go_on = ("plain", "without") if packing is not None else ("packed", "with")
+        raise InputError(
+            f"{root} was begun with {was} tokens ({begun.get('bits', MAX_BITS)} bits per code), "
+            f"and one folder has one layout. Go on {go_on} --packed, or delete the folder to "
+            "encode anew."
+        )
 
 
-def _finish(root: Path, corpus: Corpus, name: str, settings: TokenSettings) -> Tokens | None:
+def _finish(
+    root: Path, corpus: Corpus, name: str, settings: TokenSettings, packing: Packing | None
+) -> Tokens | None:
     """Writes the index once every shard is there; ranks that end together wait for one another."""
     descriptor = os.open(root, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         if not all((root / shard.file).is_file() for shard in corpus.shards):
             return None
-        return write_token_index(corpus, name, settings)
+        return write_token_index(corpus, name, settings, packing=packing)
     finally:
         os.close(descriptor)
 
 
-def _tracks(split: Split, rows: range) -> list[_Track]:
+def tracks_of(split: Split, rows: range) -> list[Track]:
     """The tracks of some clips, each from its first clip on, which may lie in an earlier shard."""
     numbers = split.members["track"]
     first = rows.start
     while first > 0 and numbers[first - 1] == numbers[rows.start]:
         first -= 1
-    tracks: list[_Track] = []
+    tracks: list[Track] = []
     start = first
     for row in range(first + 1, rows.stop + 1):
         if row == rows.stop or numbers[row] != numbers[start]:
-            tracks.append(_Track(tuple(range(start, row))))
+            tracks.append(Track(tuple(range(start, row))))
             start = row
     return tracks
 
 
 def _encode_tracks(
     split: Split,
-    tracks: Sequence[_Track],
+    tracks: Sequence[Track],
     codec: Codec,
     lanes: int,
     chunk: int,
     readers: ThreadPoolExecutor,
-) -> Iterator[tuple[_Track, Codes]]:
+) -> Iterator[tuple[Track, Codes]]:
     """Codes of whole tracks, as they are finished."""
+    made: dict[Track, list[Codes]] = {}
+    for step in encode_chunks(split, tracks, codec, lanes, chunk, readers):
+        for part in step:
+            made.setdefault(part.track, []).append(part.codes)
+            if part.last:
+                yield part.track, np.concatenate(made.pop(part.track))
+
+
+def encode_chunks(
+    split: Split,
+    tracks: Sequence[Track],
+    codec: Codec,
+    lanes: int,
+    chunk: int,
+    readers: ThreadPoolExecutor,
+) -> Iterator[list[TrackPart]]:
+    """Encodes tracks side by side, ``chunk`` frames of each at a time: one step of all lanes."""
     device = codec.codebooks_KVD.device
     stream = CodecStream(codec, lanes=lanes)
     waiting = iter(tracks)
-    lane_tracks: list[_Track | None] = [None] * lanes
+    lane_tracks: list[Track | None] = [None] * lanes
     audio: list[Iterator[npt.NDArray[np.float32]]] = [iter(())] * lanes
-    made: list[list[Codes]] = [[] for _ in range(lanes)]
     samples = chunk * codec.hop_samples
     while True:
         for lane in range(lanes):
             if lane_tracks[lane] is None and (track := next(waiting, None)) is not None:
                 lane_tracks[lane] = track
                 audio[lane] = _chunks(split, track, samples)
-                made[lane] = []
                 stream.restart(lane)
         if not any(lane_tracks):
             return
@@ -206,18 +260,19 @@ def _encode_tracks(
             if piece is not None:
                 waveform[lane, : len(piece)] = piece
         codes_BFK = stream.encode(torch.from_numpy(waveform).to(device)).cpu().numpy()
+        step: list[TrackPart] = []
         for lane, piece in enumerate(read):
             of_lane = lane_tracks[lane]
             if of_lane is None or piece is None:
                 continue
-            whole = len(piece) // codec.hop_samples
-            made[lane].append(codes_BFK[lane, :whole].astype(np.uint16))
+            codes = codes_BFK[lane, : len(piece) // codec.hop_samples].astype(np.uint16)
+            step.append(TrackPart(of_lane, codes, last=len(piece) < samples))
             if len(piece) < samples:
-                yield of_lane, np.concatenate(made[lane])
                 lane_tracks[lane] = None
+        yield step
 
 
-def _chunks(split: Split, track: _Track, samples: int) -> Iterator[npt.NDArray[np.float32]]:
+def _chunks(split: Split, track: Track, samples: int) -> Iterator[npt.NDArray[np.float32]]:
     """A track's audio in pieces of ``samples``; a shorter one, perhaps empty, is the last."""
     held = np.zeros(0, dtype=np.float32)
     for row in track.clips:
@@ -235,9 +290,7 @@ def _chunks(split: Split, track: _Track, samples: int) -> Iterator[npt.NDArray[n
     yield held
 
 
-def _cut(
-    split: Split, track: _Track, codes: Codes, hop_samples: int
-) -> Iterator[tuple[int, Codes]]:
+def _cut(split: Split, track: Track, codes: Codes, hop_samples: int) -> Iterator[tuple[int, Codes]]:
     """The track's codes cut at its clips' borders."""
     start = 0
     for row in track.clips:

@@ -174,7 +174,7 @@ def make_truth(folder: Path, *, minutes: float, seed: int, audio_format: AudioFo
         audio_format=audio_format,
     )
     corpus = prepare([music], folder / "corpus", settings, workers=0, say=lambda message: None)
-    write_tokens(corpus)
+    write_tokens(corpus, packed=audio_format == "pcm16")
     root = corpus.root
     files = {
         str(path.relative_to(root)): path.read_bytes()
@@ -197,15 +197,17 @@ def members(file: str, files: dict[str, bytes]) -> list[Member]:
         return [Member(file, info.offset_data, info.size) for info in tar]
 
 
-def write_tokens(corpus: Corpus) -> None:
+def write_tokens(corpus: Corpus, *, packed: bool) -> None:
     """Codes of two books: the clip's number, and the frame's."""
+    settings = TokenSettings(NAME, "0" * 64, RATE, HOP, 2, 1024)
+    packing = settings.packing if packed else None
     tokens_root(corpus, NAME).mkdir(parents=True)
     for (shard, keys), (_, rows) in zip(shard_keys(corpus), corpus.shard_rows(), strict=True):
         lengths = corpus.split(shard.split).num_samples
         codes = [true_codes(row, 0, int(lengths[row]) // HOP) for row in rows]
         path = tokens_root(corpus, NAME) / shard.file
-        write_token_shard(path, NAME, zip(keys, codes, strict=True))
-    write_token_index(corpus, NAME, TokenSettings(NAME, "0" * 64, RATE, HOP, 2, 1024))
+        write_token_shard(path, NAME, zip(keys, codes, strict=True), packing=packing)
+    write_token_index(corpus, NAME, settings, packing=packing)
 
 
 def true_codes(clip: int, first: int, frames: int) -> npt.NDArray[np.uint16]:
@@ -950,7 +952,7 @@ def decides(corpus: Corpus, order: Order) -> tuple[Any, ...]:
     """All of the indices that decides what is trained on, and how."""
     shards = [replace(shard, seconds=0.0) for shard in corpus.shards]
     tokens = open_tokens(corpus, NAME) if order.tokens else None
-    settings = None if tokens is None else (tokens.settings, tokens.shards)
+    settings = None if tokens is None else (tokens.settings, tokens.packing, tokens.shards)
     return corpus.sample_rate, corpus.fingerprint, shards, settings
 
 

@@ -23,6 +23,7 @@ from etude.data.shards import Corpus
 from etude.data.tokens import (
     Codes,
     TokenSettings,
+    open_tokens,
     shard_keys,
     tokens_root,
     write_token_index,
@@ -287,8 +288,9 @@ def codes(seed: int, num_samples: int) -> Codes:
     )
 
 
-@pytest.fixture
-def encoded(corpus: Corpus, tmp_path: Path) -> Corpus:
+@pytest.fixture(params=[False, True], ids=["plain", "packed"])
+def encoded(corpus: Corpus, tmp_path: Path, request: pytest.FixtureRequest) -> Corpus:
+    packing = SETTINGS.packing if request.param else None
     shutil.copytree(corpus.root, tmp_path / "encoded")
     copy = Corpus(**{**vars(corpus), "root": tmp_path / "encoded"})
     tokens_root(copy, "numbers").mkdir(parents=True)
@@ -298,8 +300,8 @@ def encoded(corpus: Corpus, tmp_path: Path) -> Corpus:
     ):
         made = [codes(100 * number + r, int(lengths[shard.split][r])) for r in rows]
         path = tokens_root(copy, "numbers") / shard.file
-        write_token_shard(path, "numbers", zip(keys, made, strict=True))
-    write_token_index(copy, "numbers", SETTINGS)
+        write_token_shard(path, "numbers", zip(keys, made, strict=True), packing=packing)
+    write_token_index(copy, "numbers", SETTINGS, packing=packing)
     return copy
 
 
@@ -339,8 +341,9 @@ def test_damaged_unfinished_and_foreign_tokens_are_told(encoded: Corpus) -> None
     assert value(found, "damaged", "valid") == 0
 
     settings = dataclasses.replace(SETTINGS, codebook_size=7)
+    packing = open_tokens(encoded, "numbers").packing
     path.write_bytes(whole)
-    write_token_index(encoded, "numbers", settings)
+    write_token_index(encoded, "numbers", settings, packing=packing)
     counters, _ = token_counters(encoded)
     found = inspect_corpus(encoded, clips=100, seconds=600, listeners=counters)
     assert any("codes must be below 7, but one is 7" in d.problem for d in found.damages)

@@ -205,9 +205,13 @@ def test_a_fingerprint_cannot_lead_out_of_the_cache(store: Store, tmp_path: Path
     assert not (tmp_path / "cache").exists()
 
 
-def test_tokens_come_from_the_store_too(store: Store, small_corpus: Corpus, tmp_path: Path) -> None:
+@pytest.mark.parametrize("packed", [False, True])
+def test_tokens_come_from_the_store_too(
+    store: Store, small_corpus: Corpus, tmp_path: Path, packed: bool
+) -> None:
     local = open_corpus(store.root)
     settings = TokenSettings("numbers", "", local.sample_rate, HOP, 2, 1024)
+    packing = settings.packing if packed else None
     root = tokens_root(local, "numbers")
     root.mkdir(parents=True)
     for shard, keys in shard_keys(local):
@@ -217,8 +221,9 @@ def test_tokens_come_from_the_store_too(store: Store, small_corpus: Corpus, tmp_
             root / shard.file,
             "numbers",
             ((key, np.full((lengths[key], 2), len(key), np.uint16)) for key in keys),
+            packing=packing,
         )
-    stored = write_token_index(local, "numbers", settings)
+    stored = write_token_index(local, "numbers", settings, packing=packing)
     fetched = open_tokens(opened(store, tmp_path), "numbers")
     assert fetched.settings == stored.settings
     for split in ("train", "valid"):

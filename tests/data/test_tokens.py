@@ -4,7 +4,9 @@ import io
 import json
 import pickle
 import shutil
+import tarfile
 from contextlib import closing
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 
@@ -13,13 +15,16 @@ import pytest
 import webdataset
 
 from etude.data.errors import DataError, InputError
+from etude.data.packing import Packing
 from etude.data.pipeline import held_out_batches, training_batches
 from etude.data.plan import BatchShare, CropPlan
 from etude.data.shards import Corpus, open_corpus
+from etude.data.tar import add_member, walk_members
 from etude.data.tokens import (
     Codes,
     Tokens,
     TokenSettings,
+    merge_shard,
     open_tokens,
     parse_codes,
     shard_keys,
@@ -45,7 +50,10 @@ def numbers(clip: int, num_samples: int) -> Codes:
     return np.stack([np.full_like(frames, clip), frames], axis=1).astype(np.uint16)
 
 
-def write_numbers(corpus: Corpus) -> None:
+PACKING = Packing(codebooks=2, bits=10)
+
+
+def write_numbers(corpus: Corpus, packing: Packing | None = None) -> None:
     tokens_root(corpus, NAME).mkdir(parents=True)
     seen = {"train": 0, "valid": 0}
     for shard, keys in shard_keys(corpus):
@@ -54,7 +62,7 @@ def write_numbers(corpus: Corpus) -> None:
         lengths = corpus.split(shard.split).num_samples[first : first + len(keys)]
         codes = [numbers(first + i, int(length)) for i, length in enumerate(lengths)]
         path = tokens_root(corpus, NAME) / shard.file
-        write_token_shard(path, NAME, zip(keys, codes, strict=True))
+        write_token_shard(path, NAME, zip(keys, codes, strict=True), packing=packing)
 
 
 @pytest.fixture
@@ -63,10 +71,11 @@ def corpus(small_corpus: Corpus, tmp_path: Path) -> Corpus:
     return open_corpus(tmp_path / "corpus")
 
 
-@pytest.fixture
-def tokens(corpus: Corpus) -> Tokens:
-    write_numbers(corpus)
-    return write_token_index(corpus, NAME, SETTINGS)
+@pytest.fixture(params=[None, PACKING], ids=["plain", "packed"])
+def tokens(corpus: Corpus, request: pytest.FixtureRequest) -> Tokens:
+    """Of either layout: whoever reads them sees no difference."""
+    write_numbers(corpus, request.param)
+    return write_token_index(corpus, NAME, SETTINGS, packing=request.param)
 
 
 def test_every_clip_reads_its_own_tokens_in_either_split(corpus: Corpus, tokens: Tokens) -> None:
@@ -77,6 +86,9 @@ def test_every_clip_reads_its_own_tokens_in_either_split(corpus: Corpus, tokens:
             expected = numbers(clip, int(split.num_samples[clip]))
             assert np.array_equal(stored.read(clip), expected)
             assert stored.frames(clip) == len(expected)
+            for start, frames in ((0, 7), (13, 20), (len(expected) - 3, 9)):
+                part = stored.read(clip, start=start, frames=frames)
+                assert np.array_equal(part, expected[start : start + frames])
 
 
 def test_a_crop_comes_with_the_frames_that_it_starts_at(corpus: Corpus, tokens: Tokens) -> None:
@@ -138,7 +150,8 @@ def test_webdataset_reads_the_sidecars_in_the_order_of_the_audio(
         read = list(webdataset.WebDataset(url, shardshuffle=False, empty_check=False))
         assert [sample["__key__"] for sample in read] == keys
         array = np.load(io.BytesIO(read[0][f"{NAME}.npy"]), allow_pickle=False)
-        assert array.dtype == np.uint16 and array.shape[1] == 2
+        assert array.shape[1] == (2 if tokens.packing is None else 3)
+        assert array.dtype == (np.uint16 if tokens.packing is None else np.uint8)
 
 
 def test_an_opened_split_travels_to_workers_small(tokens: Tokens) -> None:
@@ -205,5 +218,94 @@ def test_arrays_of_another_kind_are_refused_and_nothing_is_unpickled() -> None:
 def test_equal_tokens_give_equal_bytes(corpus: Corpus, tokens: Tokens, tmp_path: Path) -> None:
     shard, keys = next(iter(shard_keys(corpus)))
     again = [(key, tokens.split(shard.split).read(i)) for i, key in enumerate(keys)]
-    write_token_shard(tmp_path / shard.file, NAME, again)
+    write_token_shard(tmp_path / shard.file, NAME, again, packing=tokens.packing)
     assert (tmp_path / shard.file).read_bytes() == (tokens.root / shard.file).read_bytes()
+
+
+# --- packed
+
+
+def changed_shard(corpus: Corpus, change: bytes) -> Path:
+    """The first sidecar with another last byte of its first array."""
+    path = tokens_root(corpus, NAME) / corpus.shards[0].file
+    members = {member.name: member.content for member in walk_members(path)}
+    first = next(iter(members))
+    members[first] = members[first][:-1] + change
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, content in members.items():
+            add_member(tar, name, content)
+    return path
+
+
+def test_an_index_of_plain_tokens_says_nothing_that_it_did_not_say_before(corpus: Corpus) -> None:
+    """Or folders that were made before would have another fingerprint than new ones."""
+    write_numbers(corpus)
+    plain = write_token_index(corpus, NAME, SETTINGS)
+    content = json.loads((plain.root / "index.json").read_text())
+    assert "bits" not in content and plain.packing is None
+    shutil.rmtree(plain.root)
+    write_numbers(corpus, PACKING)
+    packed = write_token_index(corpus, NAME, SETTINGS, packing=PACKING)
+    said = json.loads((packed.root / "index.json").read_text())
+    assert said["bits"] == 10 and packed.packing == PACKING == SETTINGS.packing
+    assert said.keys() - content.keys() == {"bits"}
+    # What they are tokens of, and made by, is the same: runs may mix the two.
+    assert packed.settings == plain.settings
+
+
+@pytest.mark.parametrize("bits", [16, 9, 0, "many"])
+def test_bits_that_the_codes_do_not_need_are_refused(corpus: Corpus, bits: object) -> None:
+    write_numbers(corpus, PACKING)
+    tokens = write_token_index(corpus, NAME, SETTINGS, packing=PACKING)
+    index = tokens.root / "index.json"
+    index.write_text(index.read_text().replace('"bits": 10', f'"bits": {json.dumps(bits)}'))
+    with pytest.raises(DataError, match=r"index\.json: .* Delete"):
+        open_tokens(corpus, NAME)
+
+
+def test_a_bit_behind_the_last_code_is_noticed_by_the_index_and_by_the_reader(
+    corpus: Corpus,
+) -> None:
+    write_numbers(corpus, PACKING)
+    path = changed_shard(corpus, b"\x71")
+    with pytest.raises(DataError, match=rf"{path}: member \S+ is not packed right .*last 4 bits"):
+        write_token_index(corpus, NAME, SETTINGS, packing=PACKING)
+    # An index that believes in four codes of 6 bits knows of no bits behind them.
+    other = TokenSettings(**{**asdict(SETTINGS), "codebooks": 4, "codebook_size": 64})
+    assert other.packing is not None and other.packing.row_bytes == PACKING.row_bytes
+    tokens = write_token_index(corpus, NAME, other, packing=other.packing)
+    wrong = replace(tokens, settings=SETTINGS, packing=PACKING).split(corpus.shards[0].split)
+    with pytest.raises(DataError, match=r"clip 0 of \S+ is not packed right"):
+        wrong.read(0)
+    assert len(wrong.read(0, frames=5)) == 5  # those frames are as they should be
+
+
+@pytest.mark.parametrize("packing", [None, PACKING])
+def test_arrays_of_the_other_layout_are_refused(corpus: Corpus, packing: Packing | None) -> None:
+    write_numbers(corpus, packing)
+    other = PACKING if packing is None else None
+    with pytest.raises(DataError, match="must be uint(8|16) .*, but is uint(8|16)"):
+        write_token_index(corpus, NAME, SETTINGS, packing=other)
+
+
+def test_merged_tars_have_plain_tokens_from_either_layout(
+    corpus: Corpus, tokens: Tokens, tmp_path: Path
+) -> None:
+    (tmp_path / "merged").mkdir()
+    shard = corpus.shards[0]
+    merge_shard(tokens, shard.file, tmp_path / "merged")
+    split = corpus.split(shard.split)
+    merged = [
+        member.content
+        for member in walk_members(tmp_path / "merged" / shard.file)
+        if member.name.endswith(f".{NAME}.npy")
+    ]
+    assert len(merged) == shard.samples
+    for clip, content in enumerate(merged):
+        expected = numbers(clip, int(split.num_samples[clip]))
+        assert np.array_equal(parse_codes(content, "here"), expected)
+
+
+def test_codes_of_sixteen_bits_have_nothing_to_pack() -> None:
+    wide = TokenSettings(**{**asdict(SETTINGS), "codebook_size": 40_000})
+    assert wide.packing is None

@@ -48,6 +48,16 @@ def encoded(short_corpus: Corpus, codec: Codec, tmp_path_factory: pytest.TempPat
 
 
 @pytest.fixture(scope="session")
+def packed(short_corpus: Corpus, codec: Codec, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """The same with packed tokens. Copy it before changing anything."""
+    root = tmp_path_factory.mktemp("packed") / "corpus"
+    shutil.copytree(short_corpus.root, root)
+    corpus = open_corpus(root)
+    assert encode_corpus(corpus, codec, lanes=3, chunk_seconds=2.0, packed=True) is not None
+    return corpus
+
+
+@pytest.fixture(scope="session")
 def world_of_one() -> Iterator[None]:
     """Needs no port. Once per session: DeepSpeed keeps the first group that it sees."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)

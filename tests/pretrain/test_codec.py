@@ -92,6 +92,24 @@ def test_codes_do_not_depend_on_the_precision_of_the_model_around(
     assert torch.equal(codes, codec.encode(track[0][:, :48_000]))
 
 
+def test_a_batch_is_encoded_in_one_pass_that_keeps_nothing_for_gradients(codec: Codec) -> None:
+    """As an objective does it for `source: online`."""
+    waveform = clips(3, seconds=1).requires_grad_()
+    passes: list[int] = []
+    handle = codec.steps[0].register_forward_hook(
+        lambda step, given, made: passes.append(len(made))
+    )
+    try:
+        embedding = codec.embed(waveform)
+        codes = codec.encode(waveform)
+    finally:
+        handle.remove()
+    assert passes == [3, 3] and not embedding.requires_grad
+    assert embedding.dtype == torch.float32
+    alone = torch.cat([codec.encode(row[None]) for row in waveform.detach()])
+    assert agreement(codes, alone) >= 0.999
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_a_gpu_gives_the_codes_of_the_cpu(weights: Path, track: tuple[Tensor, Tensor]) -> None:

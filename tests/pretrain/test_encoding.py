@@ -15,7 +15,7 @@ from etude.data.errors import InputError
 from etude.data.prepare import PrepareSettings, prepare
 from etude.data.shards import Corpus, open_corpus
 from etude.data.tar import walk_members
-from etude.data.tokens import open_tokens, shard_keys, tokens_root
+from etude.data.tokens import open_tokens, parse_codes, shard_keys, tokens_root
 from etude.pretrain.codec import Codec
 from etude.pretrain.encoding import encode_corpus
 
@@ -86,6 +86,39 @@ def test_ranks_that_share_the_shards_make_the_same_bytes(
     assert token_bytes(plain) == token_bytes(encoded)
 
 
+def test_packed_tokens_are_the_plain_ones_in_ten_bytes_per_frame(
+    encoded: Corpus, packed: Corpus
+) -> None:
+    for name in ("train", "valid"):
+        plain_ones = open_tokens(encoded, NAME).split(name)
+        packed_ones = open_tokens(packed, NAME).split(name)
+        for clip in range(len(encoded.split(name))):
+            whole = plain_ones.read(clip)
+            assert np.array_equal(packed_ones.read(clip), whole)
+            assert np.array_equal(packed_ones.read(clip, start=40, frames=75), whole[40:115])
+    for shard in packed.shards:
+        members = walk_members(tokens_root(packed, NAME) / shard.file)
+        others = walk_members(tokens_root(encoded, NAME) / shard.file)
+        for member, other in zip(members, others, strict=True):
+            assert member.name == other.name
+            assert (len(member.content) - 128) * 16 == (len(other.content) - 128) * 10
+
+
+def test_a_folder_goes_on_in_the_layout_that_it_was_begun_with(
+    encoded: Corpus, packed: Corpus, plain: Corpus, codec: Codec
+) -> None:
+    with pytest.raises(InputError, match=r"with plain tokens \(16 bits.*without --packed, or"):
+        encode_corpus(encoded, codec, packed=True)
+    with pytest.raises(InputError, match=r"with packed tokens \(10 bits.*with --packed, or"):
+        encode_corpus(packed, codec)
+    share = {"lanes": 3, "chunk_seconds": 2.0, "packed": True}
+    assert encode_corpus(plain, codec, rank=0, ranks=2, **share) is None
+    with pytest.raises(InputError, match="Go on with --packed"):
+        encode_corpus(plain, codec)
+    assert encode_corpus(plain, codec, **share) is not None
+    assert token_bytes(plain) == token_bytes(packed)
+
+
 def test_another_codec_in_the_same_folder_is_refused(encoded: Corpus, codec: Codec) -> None:
     other = Codec.__new__(Codec)
     other.__dict__.update(codec.__dict__)
@@ -115,7 +148,7 @@ def test_a_corpus_of_another_rate_is_refused(
 
 
 def test_the_command_encodes_merges_and_says_what_is_missing(
-    encoded: Corpus, weights: Path, plain: Corpus, tmp_path: Path
+    encoded: Corpus, packed: Corpus, weights: Path, plain: Corpus, tmp_path: Path
 ) -> None:
     def run(*words: object) -> "subprocess.CompletedProcess[str]":
         command = [sys.executable, "launch/encode.py", *map(str, words)]
@@ -132,3 +165,20 @@ def test_the_command_encodes_merges_and_says_what_is_missing(
     for shard, keys in shard_keys(plain):
         names = [member.name for member in walk_members(tmp_path / "merged" / shard.file)]
         assert names == [f"{k}.{end}" for k in keys for end in ("flac", "json", f"{NAME}.npy")]
+    shutil.rmtree(tokens_root(plain, NAME))
+    made = run(plain.root, "--weights", weights, "--lanes", 3, "--chunk-seconds", 2, "--packed")
+    assert made.returncode == 0 and "8 codebooks of 1024 in 10 bits" in made.stdout
+    assert token_bytes(plain) == token_bytes(packed)
+    assert run(plain.root, "--merge", tmp_path / "again").returncode == 0
+    for shard in plain.shards:
+        ones = walk_members(tmp_path / "merged" / shard.file)
+        others = walk_members(tmp_path / "again" / shard.file)
+        for one, other in zip(ones, others, strict=True):
+            assert one.name == other.name
+            if one.name.endswith(".npy"):
+                codes = parse_codes(one.content, one.name)
+                assert np.array_equal(codes, parse_codes(other.content, other.name))
+            else:
+                assert one.content == other.content
+    refused = run(plain.root, "--merge", tmp_path / "again", "--packed")
+    assert refused.returncode == 2 and "--merge always writes plain uint16" in refused.stderr

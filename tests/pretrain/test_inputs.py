@@ -88,6 +88,16 @@ def test_online_tokens_without_weights_are_refused_with_the_settings(encoded: Co
         codec_settings(encoded, source="online")
 
 
+def test_plain_and_packed_tokens_of_one_codec_go_together(encoded: Corpus, packed: Corpus) -> None:
+    config = codec_settings(encoded)
+    values = config.model_dump(exclude_unset=True)
+    values["data"]["corpus"] = tuple({"corpus": corpus.root} for corpus in (encoded, packed))
+    inputs = check_inputs(Config.model_validate(values), rank=0, ranks=1, device="cpu")
+    one, other = (part.tokens["encodec_24khz"] for part in inputs.train.parts)
+    assert one.tokens.packing is None and other.tokens.packing is not None
+    assert (one.read(3) == other.read(3)).all()
+
+
 def test_a_corpus_without_tokens_says_how_to_make_them(short_corpus: Corpus) -> None:
     with pytest.raises(InputError, match=r"launch/encode.py \S+ --codec encodec_24khz"):
         check(codec_settings(short_corpus))

@@ -10,6 +10,7 @@ import pytest
 from training_parts import GRID, feature_settings, small_quantizer
 
 from etude.data.errors import DataError
+from etude.data.packing import Packing
 from etude.data.plan import CropPlan
 from etude.data.shards import Corpus, open_corpus
 from etude.data.tokens import (
@@ -32,7 +33,11 @@ HALF_SECOND = 37
 
 
 def rewritten(
-    corpus: Corpus, folder: Path, change: Callable[[int, Codes], Codes], **settings: object
+    corpus: Corpus,
+    folder: Path,
+    change: Callable[[int, Codes], Codes],
+    packing: Packing | None = None,
+    **settings: object,
 ) -> Corpus:
     """A copy of an encoded corpus whose training tokens are changed."""
     shutil.copytree(corpus.root, folder / "corpus")
@@ -50,8 +55,8 @@ def rewritten(
             for row in rows
         ]
         path = tokens_root(copy, NAME) / shard.file
-        write_token_shard(path, NAME, zip(keys, changed, strict=True))
-    write_token_index(copy, NAME, replace(tokens.settings, **settings))
+        write_token_shard(path, NAME, zip(keys, changed, strict=True), packing=packing)
+    write_token_index(copy, NAME, replace(tokens.settings, **settings), packing=packing)
     return copy
 
 
@@ -94,6 +99,13 @@ def test_tokens_that_are_half_a_second_off_are_refused_with_and_without_weights(
     side = "late" if frames > 0 else "early"
     with pytest.raises(DataError, match=rf"\.tar: member \S+\.npy.* 0\.[45]\d s {side}"):
         verdict(shifted, codec if given else None)
+
+
+def test_packed_tokens_are_checked_as_plain_ones_are(
+    encoded: Corpus, packed: Corpus, codec: Codec
+) -> None:
+    assert verdict(packed) == verdict(encoded)
+    assert verdict(packed, codec) == verdict(encoded, codec)
 
 
 def test_too_little_audio_to_tell_a_shift_is_said_so(encoded: Corpus) -> None:
@@ -143,16 +155,19 @@ def test_one_array_that_ends_early_is_refused_by_name(encoded: Corpus, tmp_path:
     assert str(caught.value).startswith(place)
 
 
-def test_codes_above_the_codebook_are_refused_by_name(encoded: Corpus, tmp_path: Path) -> None:
+@pytest.mark.parametrize("packing", [None, Packing(codebooks=8, bits=10)])
+def test_codes_above_the_codebook_are_refused_by_name(
+    encoded: Corpus, tmp_path: Path, packing: Packing | None
+) -> None:
     def too_large(row: int, codes: Codes) -> Codes:
-        changed = codes.copy()
+        changed = np.minimum(codes, 999)
         if row == 1:
-            changed[9, 4] = 1024
+            changed[9, 4] = 1000
         return changed
 
-    wrong = rewritten(encoded, tmp_path, too_large)
+    wrong = rewritten(encoded, tmp_path, too_large, packing, codebook_size=1000)
     place = open_tokens(wrong, NAME).split("train").place(1)
-    with pytest.raises(DataError, match="codebook 4 has 1024 at frame 9") as caught:
+    with pytest.raises(DataError, match="codebook 4 has 1000 at frame 9") as caught:
         verdict(wrong)
     assert str(caught.value).startswith(place)
 
