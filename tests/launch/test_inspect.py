@@ -204,6 +204,7 @@ def test_the_json_holds_the_numbers_of_the_audio(done: tuple[Done, Path], corpus
 
 def test_looking_leaves_the_corpus_as_it_is(done: tuple[Done, Path], corpus: Corpus) -> None:
     assert sorted(path.name for path in corpus.root.iterdir()) == [
+        "blocks.npy",
         "index.json",
         "kmeans-tiny.safetensors",
         "members.npy",

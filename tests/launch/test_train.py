@@ -119,7 +119,10 @@ def test_a_run_leaves_its_documented_folder(runs: dict[str, Run], recipe: Path) 
     ]
     # stderr has what is worth saying and nothing of the libraries underneath.
     said = done.stderr.splitlines()
-    assert all(re.search(r" rank 0 INFO (labels: |starting at update 0$)", line) for line in said)
+    assert all(
+        re.search(r" rank 0 INFO (micro-batch: |labels: |starting at update 0$)", line)
+        for line in said
+    )
     assert said[-1].endswith("starting at update 0")
     assert set(said) <= set((run.folder / "train.log").read_text().splitlines())
 

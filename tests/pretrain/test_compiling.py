@@ -46,15 +46,13 @@ def test_a_compiled_run_trains_as_one_that_is_not_and_says_how_long_it_took(
     )
     told = [record.message for record in caplog.records if "torch.compile" in record.message]
     assert len(told) >= 1 and "graphs in" in told[0]
-    # All layers share their graphs.
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] < 12
 
 
 def test_without_a_compiler_a_run_trains_as_written_and_says_why(
-    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    recipe: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
-    run(recipe, tmp_path / "fallen back", *FEW, "train.compile=true")
+    with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}):
+        run(recipe, tmp_path / "fallen back", *FEW, "train.compile=true")
     assert any("torch.compile does not work here" in record.message for record in caplog.records)
     run(recipe, tmp_path / "written", *FEW)
     fallen, written = (lines(tmp_path / name) for name in ("fallen back", "written"))

@@ -108,8 +108,9 @@ def bytes_that_live() -> int:
     gc.collect()
     storages = {}
     for thing in gc.get_objects():
-        # Not isinstance, which wakes modules that warn when they are asked for anything.
-        if issubclass(type(thing), torch.Tensor) and thing.device.type == "cpu":
+        # Not isinstance, which wakes modules that warn when they are asked for anything; nor what
+        # a compiler left behind, which has no memory.
+        if type(thing) in (torch.Tensor, torch.nn.Parameter) and thing.device.type == "cpu":
             for tensor in (thing, thing.grad if thing.is_leaf else None):
                 if tensor is not None:
                     storage = tensor.untyped_storage()

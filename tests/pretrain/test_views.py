@@ -250,7 +250,7 @@ def test_visible_frames_are_the_encoders_own_and_masked_ones_the_decoders(views:
     module = objective(encoder, {"shown": shown}, views=views, decoder=decoder)
     ran: list[tuple[int, ...]] = []
     for layer in encoder.layers:
-        layer.ffn.register_forward_hook(lambda *call: ran.append(tuple(call[-1].shape)))
+        layer.ffn_norm.register_forward_hook(lambda *call: ran.append(tuple(call[-1].shape)))
     with torch.no_grad():
         module(batch())
         assert ran == [(views * ROWS, FRAMES - COUNT, DIM)] * 2
