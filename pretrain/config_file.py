@@ -59,13 +59,23 @@ for _tag, _pattern, _first in (
     )
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(
+    path: Path,
+    overrides: Sequence[str] = (),
+    *,
+    changes: Sequence[tuple[str, Mapping[str, Any]]] = (),
+) -> Config:
     """Reads and checks a run's configuration.
 
-    :param overrides: words like ``optim.lr=3e-4``.
+    :param overrides: words like ``optim.lr=3e-4``; they win over all else.
+    :param changes: sections laid over the file's in turn, as those of a file are over its base's,
+        each after the name of where it stands, for messages.
     :raises ConfigError: in words for the user.
     """
     values, origins = _read(path, ())
+    for where, content in changes:
+        _merge(values, content)
+        origins.update({key: where for key, _ in flatten(content)})
     for word in overrides:
         _override(values, origins, word)
     return _validate(values, origins, path)

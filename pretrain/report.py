@@ -20,20 +20,29 @@ from etude.pretrain.report_probe import ProbeReport
 from etude.pretrain.report_run import ReportRun
 
 
-def render(runs: Sequence[ReportRun], probes: Sequence[tuple[str, ProbeReport]]) -> str:
+def render(
+    runs: Sequence[ReportRun],
+    probes: Sequence[tuple[str, ProbeReport]],
+    *,
+    title: str | None = None,
+    lead: Sequence[str] = (),
+) -> str:
     """The page.
 
     :param runs: at least one.
     :param probes: titles and results.
+    :param title: the runs' names if not given.
+    :param lead: what comes first, in HTML.
     """
     runs = _unique_names(runs)
-    title = " and ".join(run.name for run in runs) if len(runs) < 4 else f"{len(runs)} runs"
+    names = " and ".join(run.name for run in runs) if len(runs) < 4 else f"{len(runs)} runs"
+    title = title or names
     numbers = iter(range(10_000))
 
     def drawn(made: Sequence[Panel]) -> str:
         return panels([_panel(panel, number=next(numbers)) for panel in made if not panel.is_empty])
 
-    parts = [f"<h1>{text(title)}</h1>", _summary(runs)]
+    parts = [f"<h1>{text(title)}</h1>", *lead, _summary(runs)]
     if len(runs) > 1:
         parts.append(_legend(runs))
     for target in target_names(runs):
@@ -158,8 +167,13 @@ def _number(value: float | None, unit: str = "") -> str:
 
 
 def write_report(
-    runs: Sequence[ReportRun], probes: Sequence[tuple[str, ProbeReport]], out: Path
+    runs: Sequence[ReportRun],
+    probes: Sequence[tuple[str, ProbeReport]],
+    out: Path,
+    *,
+    title: str | None = None,
+    lead: Sequence[str] = (),
 ) -> None:
-    """Renders the page and publishes it as ``out``."""
+    """Renders the page and publishes it as ``out``; the words are those of ``render``."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(out, render(runs, probes).encode("utf-8"))
+    write_bytes(out, render(runs, probes, title=title, lead=lead).encode("utf-8"))

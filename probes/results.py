@@ -9,7 +9,9 @@
       splits        per split: tracks, clips, examples, class_counts
       chance        1 / number of classes
       majority_rate test accuracy of always answering training's most frequent class
-      results.MODEL chosen_layer, valid_accuracy, test {value, low, high}, layers [...]
+      test_tracks   numbers of the test's tracks; test_examples: how many questions each was asked
+      results.MODEL chosen_layer, valid_accuracy, test {value, low, high}, layers [...],
+                    test_right: how many each test track had right at the chosen layer
       differences   [{model, baseline, value, low, high}], accuracies subtracted
 """
 
@@ -162,6 +164,7 @@ class ProbeResults:
 
 def _task_json(result: TaskResult) -> dict[str, Any]:
     task = result.task
+    test_tracks, row = np.unique(task.tracks[task.rows("test")], return_inverse=True)
     splits = {}
     for split in SPLITS:
         examples = [example for example in task.examples if example.split == split]
@@ -176,11 +179,14 @@ def _task_json(result: TaskResult) -> dict[str, Any]:
         "splits": splits,
         "chance": result.chance,
         "majority_rate": result.majority_rate,
+        "test_tracks": test_tracks.tolist(),
+        "test_examples": np.bincount(row).tolist(),
         "results": {
             name: {
                 "chosen_layer": score.chosen.layer,
                 "valid_accuracy": score.chosen.valid_accuracy,
                 "test": asdict(result.test[name]),
+                "test_right": np.bincount(row, score.chosen.test_correct).astype(int).tolist(),
                 "layers": [
                     {
                         "layer": layer.layer,
