@@ -18,7 +18,7 @@ from etude.pretrain.sweeps.plan import describe_sweep
 from etude.pretrain.sweeps.question import Question
 from etude.pretrain.sweeps.runs import SweepRun, all_runs
 from etude.pretrain.sweeps.slurm import array_script
-from etude.pretrain.sweeps.training import Failure, Trainings, describe
+from etude.pretrain.sweeps.training import Failure, train_runs
 from etude.probes.tasks import TASK_NAMES, TaskName
 
 HERE = Path(__file__).parent
@@ -43,7 +43,7 @@ def main() -> int:
     failures: list[Failure] = []
     if not arguments.no_train:
         command = [*arguments.launcher, str(HERE / "train.py")]
-        failures = Trainings(command, STOPS).train(chosen)
+        failures = train_runs(chosen, command, STOPS)
     # Heavy imports only now; a signal meanwhile must not vanish in them.
     end_on(*STOPS)
     from etude.launch.sweep_results import answer, probe_runs, write_answer
@@ -57,7 +57,7 @@ def main() -> int:
     else:
         print("no run is done yet: there is nothing to compare")
     if failures:
-        print_error(" ".join(map(describe, failures)))
+        print_error(" ".join(f"{failure}." for failure in failures))
         return failures[0].status
     return 0
 

@@ -10,6 +10,7 @@ trainings speaks ``paired_interval``, which needs several of them, in pairs that
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -111,8 +112,8 @@ def _interval(
 
 
 def _drawn_means(
-    sums: npt.NDArray[np.float64],
-    counts: npt.NDArray[np.int64] | npt.NDArray[np.float64],
+    sums: npt.NDArray[Any],
+    counts: npt.NDArray[Any],
     *,
     seed: int,
     draws: int,

@@ -1,13 +1,15 @@
 """What a sweep would do: its runs, what differs, which are done, and the time that is left."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from etude.data.text import aligned
-from etude.pretrain.config_file import as_values, flatten
+from etude.pretrain.config_file import as_values
 from etude.pretrain.sweeps.question import Question
 from etude.pretrain.sweeps.runs import SweepRun
 
 _OURS = ("run.dir", "seed")
+_ABSENT = "nothing"
 
 
 def describe_sweep(question: Question, runs: Sequence[SweepRun]) -> Iterator[str]:
@@ -15,15 +17,11 @@ def describe_sweep(question: Question, runs: Sequence[SweepRun]) -> Iterator[str
     yield question.text
     yield ""
     yield f"what differs from {question.reference}"
-    flat = {run.variant: dict(flatten(as_values(run.config))) for run in runs}
-    reference = dict(flatten(as_values(question.config(question.reference, question.seeds[0]))))
-    for variant, values in flat.items():
-        if variant == question.reference:
-            continue
-        keys = (key for key in {**reference, **values} if key not in _OURS)
-        for key in keys:
-            old, new = reference.get(key, "-"), values.get(key, "-")
-            if old != new:
+    reference = as_values(question.config(question.reference, question.seeds[0]))
+    for variant in dict.fromkeys(run.variant for run in runs):
+        if variant != question.reference:
+            values = as_values(question.config(variant, question.seeds[0]))
+            for key, old, new in _differences(reference, values):
                 yield f"  {variant}: {key} = {new} (there {old})"
     yield ""
     rows = [["run", "state", "updates", "time left"]]
@@ -32,17 +30,34 @@ def describe_sweep(question: Question, runs: Sequence[SweepRun]) -> Iterator[str
         updates = f"{run.step} of {run.config.train.max_steps}"
         rows.append([str(run.folder), run.state, updates, _time(left)])
     yield aligned(rows)
-    known = sum(left for left in seconds if left is not None)
-    unknown = seconds.count(None)
     yield ""
-    yield (
-        f"time left: {_time(known)} of training, at the speed that runs of the same variant had"
-        + (
-            f"; {unknown} of {len(runs)} runs unknown, none of their variant has trained yet"
-            * (unknown > 0)
+    known = [left for left in seconds if left is not None]
+    if known:
+        yield f"training left: {_time(sum(known))}, at the speed that runs of the same variant had"
+    if len(known) < len(runs):
+        yield (
+            f"training left in {len(runs) - len(known)} of {len(runs)} runs: unknown, as none of "
+            "their variant has trained yet"
         )
-    )
     yield "dry run: every config was checked, nothing was trained"
+
+
+def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, str, str]]:
+    """Keys with both values; a section that one of them lacks is one difference."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        if old != new:
+            yield key, _short(old), _short(new)
+        return
+    for name in {**old, **new}:
+        path = f"{key}.{name}" if key else name
+        if path not in _OURS:
+            yield from _differences(old.get(name, _ABSENT), new.get(name, _ABSENT), path)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {each}" for key, each in value.items()) + "}"
+    return str(value)
 
 
 def _seconds_left(run: SweepRun, runs: Sequence[SweepRun]) -> float | None:

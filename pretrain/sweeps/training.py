@@ -8,9 +8,9 @@ import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 from typing import final
 
@@ -18,7 +18,6 @@ from etude.pretrain.errors import ConfigError, PreemptedError
 from etude.pretrain.sweeps.runs import SweepRun
 
 _LOOK_SECONDS = 0.2
-_AGAIN = "run the same command again to continue."
 
 
 @dataclass(frozen=True)
@@ -29,85 +28,94 @@ class Failure:
     status: int
     reason: str
 
+    def __str__(self) -> str:
+        return f"{self.run.name} failed with status {self.status}: {self.reason}"
+
 
 @final
-class Trainings:
-    """Starts the runs; while it is open, signals are the running one's.
+class _Stop:
+    """Collects the wish to stop, and hands it to the run that trains."""
+
+    def __init__(self) -> None:
+        self._signal: str | None = None
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def reason(self) -> str | None:
+        """Which signal came first."""
+        return self._signal
+
+    @contextmanager
+    def listening(self, signals: Sequence[signal.Signals]) -> Iterator[None]:
+        """Takes the signals for a while."""
+        previous = {number: signal.signal(number, self._on_signal) for number in signals}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def run(self, command: Sequence[str]) -> int:
+        """Runs a command to its end; signals are its own meanwhile.
+
+        :returns: its exit status, as a shell has it.
+        """
+        # A group of its own: the terminal would send Ctrl-C to the run too, besides us.
+        self._child = subprocess.Popen(command, start_new_session=True)
+        if self._signal is not None:  # it came while the run was being started
+            self._child.terminate()
+        status = self._child.wait()
+        self._child = None
+        return 128 - status if status < 0 else status
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._signal is None:
+            self._signal = f"received {signal.Signals(number).name}"
+            if self._child is not None:
+                # Not the signal itself: torchrun would die of SIGUSR1 and save nothing.
+                self._child.terminate()
+
+
+def train_runs(
+    runs: Sequence[SweepRun], command: Sequence[str], signals: Sequence[signal.Signals]
+) -> list[Failure]:
+    """Trains what is left to train.
 
     :param command: what starts a run, to which its config is added.
+    :param signals: what asks the sweep to stop.
+    :raises ConfigError: if another process trains one of them.
+    :raises PreemptedError: if it was asked to stop, once the running one has ended.
     """
-
-    def __init__(self, command: Sequence[str], signals: Sequence[signal.Signals]) -> None:
-        self._command = tuple(command)
-        self._signals = signals
-        self._child: subprocess.Popen[bytes] | None = None
-        self._asked: str | None = None
-
-    def train(self, runs: Sequence[SweepRun]) -> list[Failure]:
-        """Trains what is left to train.
-
-        :raises PreemptedError: once the running one has ended, if it was asked to.
-        """
-        left = [run for run in runs if run.state != "done"]
-        for run in left:
-            if run.is_training():
-                raise ConfigError(
-                    f"{run.folder}: another process is training this run. Wait for it, or stop it."
-                )
-        previous = {number: signal.signal(number, self._pass_on) for number in self._signals}
-        try:
-            failures = []
-            for number, run in enumerate(left, start=1):
-                print(
-                    f"[{number}/{len(left)}] {run.name}: {self.line(run.config_path)}", flush=True
-                )
-                if failure := self._train(run):
-                    failures.append(failure)
-                    print(describe(failure), flush=True)
-            if self._asked is not None:  # just after the last one
-                raise PreemptedError(f"interrupted ({self._asked}): {_AGAIN}")
-            return failures
-        finally:
-            for number_, handler in previous.items():
-                signal.signal(number_, handler)
-
-    def line(self, config: Path) -> str:
-        """The command for one run, as one would type it."""
-        return shlex.join([*self._command, str(config)])
-
-    def _train(self, run: SweepRun) -> Failure | None:
-        if self._asked is None:
-            run.write_config()
-            run.forget_exit()
-            # A group of its own: the terminal would send Ctrl-C to the run too, besides ours.
-            self._child = subprocess.Popen(
-                [*self._command, str(run.config_path)], start_new_session=True
+    left = [run for run in runs if run.state != "done"]
+    for run in left:
+        if run.is_training():
+            raise ConfigError(
+                f"{run.folder}: another process is training this run. Wait for it, or stop it."
             )
-            if self._asked is not None:  # while it was being started
-                self._child.terminate()
-            status = self._child.wait()
-            self._child = None
-            # A launcher may be gone before its ranks have saved.
-            while run.is_training():
-                time.sleep(_LOOK_SECONDS)
-            # A launcher may change the number too.
-            status = int(run.exit().get("code", 128 - status if status < 0 else status))
-            if status not in (0, 75) and self._asked is None:
-                return Failure(run, status, str(run.exit().get("reason", "it said why above")))
-            if status == 0 and self._asked is None:
-                return None
-        raise PreemptedError(
-            f"interrupted while {run.name} trained ({self._asked or 'it was asked to stop'}): "
-            + _AGAIN
-        )
-
-    def _pass_on(self, number: int, frame: FrameType | None) -> None:
-        if self._asked is None:
-            self._asked = f"received {signal.Signals(number).name}"
-            if self._child is not None:
-                self._child.terminate()
+    stop = _Stop()
+    failures: list[Failure] = []
+    with stop.listening(signals):
+        for number, run in enumerate(left, start=1):
+            words = [*command, str(run.config_path)]
+            print(f"[{number}/{len(left)}] {run.name}: {shlex.join(words)}", flush=True)
+            status = _train(run, words, stop)
+            # Whoever stopped a run alone wants its place in the queue, not the next run's start.
+            if status == 75 or stop.reason() is not None:
+                raise PreemptedError(
+                    f"interrupted while {run.name} trained ({stop.reason() or 'as it was'}): run "
+                    "the same command again to continue."
+                )
+            if status != 0:
+                reason = str(run.exit().get("reason", "it said why when it ended"))
+                failures.append(Failure(run, status, reason))
+                print(failures[-1], flush=True)
+    return failures
 
 
-def describe(failure: Failure) -> str:
-    """A failure in a sentence."""
-    return f"failed: {failure.run.name}, status {failure.status}: {failure.reason}"
+def _train(run: SweepRun, words: Sequence[str], stop: _Stop) -> int:
+    run.write_config()
+    run.forget_exit()
+    status = stop.run(words)
+    # A launcher may be gone before its ranks have saved, and may change the number.
+    while run.is_training():
+        time.sleep(_LOOK_SECONDS)
+    return int(run.exit().get("code", status))

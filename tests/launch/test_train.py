@@ -46,7 +46,11 @@ from etude.pretrain.checkpoint import find_damage
 from etude.pretrain.config_file import load_config
 from etude.pretrain.inputs import check_inputs
 
-COMMANDS = sorted(path.name for path in LAUNCH.glob("[a-z]*.py") if path.name != "cli.py")
+COMMANDS = sorted(
+    path.name
+    for path in LAUNCH.glob("[a-z]*.py")
+    if path.name not in ("cli.py", "sweep_results.py")
+)
 
 
 def one_error(text: str) -> bool:
