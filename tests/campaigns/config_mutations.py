@@ -20,7 +20,9 @@ from etude.pretrain.config_file import as_values, flatten, load_config
 from etude.pretrain.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+CONFIGS = sorted(
+    path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name != "questions"
+)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,9 @@ from etude.pretrain.deepspeed_settings import deepspeed_settings
 from etude.pretrain.errors import ConfigError
 
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"
-ALL_CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+ALL_CONFIGS = sorted(
+    path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name != "questions"
+)
 RESOLVED = as_values(load_config(QUICKSTART))
 
 MINIMAL = """
