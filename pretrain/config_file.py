@@ -198,7 +198,7 @@ def _validate(values: dict[str, Any], origins: dict[str, str], path: Path) -> Co
 
 @cache
 def config_form(kinds: frozenset[str]) -> type[Config]:
-    """:class:`Config`, with the settings of further targets, whose files (and torch) it imports."""
+    """:class:`Config`, with the settings of further targets, whose files it imports."""
     if not kinds:
         return Config
     modules = [import_module(f"etude.pretrain.targets.{kind}") for kind in sorted(kinds)]

@@ -30,7 +30,7 @@ class Section(BaseModel):
 
 
 class FurtherTargetConfig(Section):
-    """Settings of a target that is one file of ``pretrain/targets/``; it adds its ``kind``."""
+    """Settings of a target that is at home in ``pretrain/targets/``; it adds its ``kind``."""
 
     weight: Positive = 1.0
     """Factor of the target's loss."""

@@ -1,13 +1,13 @@
-"""Targets: what masked frames are compared with, one file each.
+"""Targets: what masked frames are compared with.
 
-Four are at home in ``pretrain/config.py``. Any other is one file here, with its settings in it:
+Four have their settings in ``pretrain/config.py``. Any other is two files here:
 
-    class Settings(FurtherTargetConfig)   kind: Literal["NAME"], its keys, and ``build``
-    class …Target(Target)                 what it computes, its head and its loss
+    NAME.py          class Settings(FurtherTargetConfig): kind: Literal["NAME"], its keys, ``build``
+    NAME_target.py   class …Target(Target): what it computes, its head and its loss
 
-and its name below, which is the file's and its ``kind`` in a YAML file. Nothing here imports torch:
-settings are read before anything heavy is.
+and its name below. The first imports no torch before ``build``: a mistake in a setting is told
+before anything heavy is imported.
 """
 
 FURTHER: tuple[str, ...] = ("random_projection",)
-"""Kinds of target that are one file of this package each."""
+"""Kinds of target that are at home in this package."""

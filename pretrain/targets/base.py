@@ -43,7 +43,7 @@ class TargetLoss(NamedTuple):
 
 
 class Target(nn.Module, ABC):
-    """One stream of targets. Adding one: a file, its test, its name in ``targets/__init__.py``."""
+    """One stream of targets. Adding one: ``targets/__init__.py`` says how."""
 
     moves = False
     """Whether it changes in training, so that its health is worth a look."""

@@ -20,7 +20,8 @@ from etude.data.shards import Corpus
 from etude.pretrain.quantizer import save_quantizer
 
 LAUNCH = ROOT / "launch"
-COMMANDS = sorted(path.stem for path in LAUNCH.glob("*.py") if path.stem not in ("__init__", "cli"))
+NO_COMMANDS = ("__init__", "cli", "sweep_results")
+COMMANDS = sorted(path.stem for path in LAUNCH.glob("*.py") if path.stem not in NO_COMMANDS)
 
 Done = subprocess.CompletedProcess[str]
 
