@@ -21,7 +21,6 @@ a faster way to compute the same has a higher MFU, and computing more does not.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 
 from etude.models.config import EncoderConfig
 from etude.pretrain.config import (
@@ -92,12 +91,9 @@ def crop_flops(
     )
 
 
-@cache  # of a long crop it takes a second
 def masked_frames(mask: MaskConfig, frames: int) -> int:
     """Frames of a crop that are masked in each view."""
-    if mask.fraction is None:
-        return masked_count(frames, prob=mask.prob, span=mask.span_frames)
-    return min(max(1, round(mask.fraction * frames)), frames - 1)
+    return masked_count(frames, prob=mask.prob, span=mask.span_frames, fraction=mask.fraction)
 
 
 def _front_end(model: EncoderConfig, samples: int) -> tuple[float, float]:

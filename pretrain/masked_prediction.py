@@ -242,9 +242,9 @@ class MaskedPrediction(nn.Module):
         return [self.encoder.grid.num_frames(length) for length in batch.num_samples.tolist()]
 
     def _masked_count(self, num_frames: int) -> int:
-        if self.mask_fraction is None:
-            return masked_count(num_frames, prob=self.mask_prob, span=self.mask_span)
-        return min(max(1, round(self.mask_fraction * num_frames)), num_frames - 1)
+        return masked_count(
+            num_frames, prob=self.mask_prob, span=self.mask_span, fraction=self.mask_fraction
+        )
 
     def _kept_layers(self, batch: AudioBatch) -> Tensor | None:
         if not self.training or self.layer_drop == 0.0:

@@ -7,6 +7,7 @@ many as the batch's smallest. Here the count is fixed beforehand, at the mean th
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -41,15 +42,19 @@ class FrameMask(NamedTuple):
     """In a padded batch: how many of a row's ``visible_BV`` count."""
 
 
-def masked_count(num_frames: int, *, prob: float, span: int) -> int:
+@cache  # of a long crop it takes seconds, and every step asks
+def masked_count(num_frames: int, *, prob: float, span: int, fraction: float | None = None) -> int:
     """Returns the number of frames to mask per row.
 
     It is the expected size of the union of ``round(prob * F / span)`` spans of ``span`` frames
     whose starts are drawn without replacement: .8 and 5 give 58 % of 374 frames, .65 and 10 give
     49 % of 1499, as the published settings do.
 
+    :param fraction: masked share of the frames, which then replaces that size.
     :raises ValueError: if there is no room for a span or nothing would stay visible.
     """
+    if fraction is not None:
+        return min(max(1, round(fraction * num_frames)), num_frames - 1)
     starts = num_frames - span + 1
     spans = max(1, round(prob * num_frames / span))
     if starts < spans:

@@ -61,16 +61,7 @@ def build_objective(problem: Problem, impl: str) -> MaskedPrediction:
             **dict.fromkeys(dropouts, 0.0),
             "sample_rate": problem.sample_rate,
             "impl": impl,
-            **(
-                {}
-                if mert
-                else {
-                    "position_depth": 5,
-                    "position_kernel": 95,
-                    "conv_norm": "layer",
-                    "normalize": True,
-                }
-            ),
+            **({} if mert else MUSIC2VEC),
         }
     )
     encoder = Encoder(config)
