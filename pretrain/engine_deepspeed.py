@@ -66,6 +66,10 @@ class DeepSpeedEngine:
         # ZeRO would lay two scripts beside its files, which are not there yet when it does.
         self._engine._copy_recovery_script = lambda folder: None
         self._stage: int = self._engine.zero_optimization_stage()
+        if self._stage == 0 and world.size == 1:
+            # One rank has nobody to share gradients with, but would copy them all into buckets and
+            # back: about 4 % of an update at 95M.
+            self._engine.enable_backward_allreduce = False
         self.objective = objective
 
     def accumulate(self, batch: AudioBatch) -> StepOutput:
