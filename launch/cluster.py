@@ -3,10 +3,12 @@
     python launch/cluster.py CORPUS --features logmel
     python launch/cluster.py CORPUS --features chroma
     python launch/cluster.py CORPUS --model RUN --layer 6
+    python launch/cluster.py CORPUS --features logmel --stages 8
 
 Streams the training clips once and writes one safetensors file with the centroids and how the
 features are made, for `objective.targets.NAME.centroids`. --model clusters what a trained encoder
-makes of the audio (HuBERT's second iteration). The same command again continues an interrupted one
+makes of the audio (HuBERT's second iteration); --stages fits a residual quantiser for a `mel_rvq`
+target. The same command again continues an interrupted one
 and does nothing after a finished one. docs/kmeans.md tells how to read the report.
 """
 
@@ -37,6 +39,9 @@ is unknown)."""
 _CLUSTERS = {"logmel": 300, "chroma": 200, "encoder": 500}
 """Classes of MERT-v0, and of HuBERT base's second iteration."""
 
+_RVQ_CLUSTERS = 1024
+"""Classes of each stage, as EnCodec's."""
+
 
 def main() -> int:
     """Reads the corpus, fits, writes."""
@@ -52,8 +57,10 @@ def main() -> int:
 
     corpus = open_corpus(arguments.corpus)
     settings = _settings(arguments, corpus)
-    out = arguments.out or corpus.root / f"kmeans-{settings.kind}.safetensors"
-    clusters = arguments.clusters or _CLUSTERS[settings.kind]
+    stages: int | None = arguments.stages
+    name = f"{'kmeans' if stages is None else 'rvq'}-{settings.kind}.safetensors"
+    out = arguments.out or corpus.root / name
+    clusters = arguments.clusters or (_CLUSTERS[settings.kind] if stages is None else _RVQ_CLUSTERS)
     request = {
         "corpus": corpus.fingerprint,
         **settings.model_dump(mode="json", exclude_none=True),
@@ -61,6 +68,7 @@ def main() -> int:
         "hours": arguments.hours,
         "iterations": arguments.iterations,
         "seed": arguments.seed,
+        **({} if stages is None else {"stages": stages}),
     }
     part = PartFile(
         out.with_name(out.name.removesuffix(".safetensors") + ".part.safetensors"), request
@@ -92,6 +100,7 @@ def main() -> int:
             clusters=clusters,
             iterations=arguments.iterations,
             seed=arguments.seed,
+            stages=stages,
             corpus=corpus.fingerprint,
             device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
             part=part,
@@ -209,7 +218,10 @@ def _summary(out: Path, quantizer: "FeatureQuantizer", report: "ClusterReport") 
         "content": quantizer.content_hash,
     }
     lines = [f"  {name:<9} {text}" for name, text in rows.items()]
-    return "\n".join([f"{out}: {classes} classes of {what}", *lines])
+    title = f"{out}: {classes} classes of {what}"
+    if quantizer.stages is not None:
+        title += f", {quantizer.stages} stages; but for `distance`, of the last stage:"
+    return "\n".join([title, *lines])
 
 
 def _parse() -> argparse.Namespace:
@@ -229,10 +241,18 @@ def _parse() -> argparse.Namespace:
         ),
     )
     parser.add_argument(
-        "--out", type=Path, help="file to write; CORPUS/kmeans-FEATURES.safetensors if not given"
+        "--out",
+        type=Path,
+        help="file to write; CORPUS/kmeans-FEATURES.safetensors if not given (with --stages: rvq-)",
     )
     parser.add_argument(
         "--config", type=Path, help="run whose frames to label; the released models' if not given"
+    )
+    parser.add_argument(
+        "--stages",
+        type=int,
+        help="residual quantiser of so many stages, each of --clusters classes "
+        f"({_RVQ_CLUSTERS} if not given)",
     )
     parser.add_argument("--bins", type=int, help="mel bands (229) or chroma bins (264)")
     parser.add_argument("--n-fft", type=int, help="window in samples, a power of two")
@@ -246,6 +266,7 @@ def _parse() -> argparse.Namespace:
         ("bins", 2),
         ("n_fft", 64),
         ("layer", 0),
+        ("stages", 1),
     ):
         value = getattr(arguments, name)
         if value is not None and value < least:

@@ -4,9 +4,10 @@
     seeding       k-means++ (Arthur and Vassilvitskii 2007) on a part of the sample
     refining      Lloyd's iterations on the sample
 
-A class that loses all its frames is put on a random frame of the sample, and the report says how
-evenly the classes are used. Everything random is a function of the seed and of what it is for, so
-that an interrupted fit goes on from numbers and tensors alone, to the same result to the last bit.
+A residual quantiser repeats the last two on what the stages before left over of the sample. A class
+that loses all its frames is put on a random frame of the sample, and the report says how evenly the
+classes are used. Everything random is a function of the seed and of what it is for, so that an
+interrupted fit goes on from numbers and tensors alone, to the same result to the last bit.
 """
 
 import json
@@ -57,7 +58,10 @@ class Clips(Protocol):
 
 @dataclass(frozen=True)
 class ClusterReport:
-    """How well the clusters fit and how evenly they are used, on the sample of frames."""
+    """How well the clusters fit and how evenly they are used, on the sample of frames.
+
+    Of several stages: how well all fit together, and how evenly the last one's classes are used.
+    """
 
     frames: int
     """Frames that were described."""
@@ -115,6 +119,7 @@ def fit_kmeans(
     clusters: int,
     iterations: int,
     seed: int,
+    stages: int | None = None,
     sample_frames: int = SAMPLE_FRAMES,
     corpus: str | None = None,
     device: torch.device | None = None,
@@ -125,7 +130,8 @@ def fit_kmeans(
 ) -> tuple[FeatureQuantizer, ClusterReport]:
     """Fits a quantiser.
 
-    :param iterations: Lloyd iterations.
+    :param iterations: Lloyd iterations (of each stage).
+    :param stages: makes a residual quantiser of so many stages.
     :param corpus: fingerprint of where the clips come from, for the quantiser.
     :param device: where frames are described; all else happens on the CPU.
     :param part: where to keep what is not finished; nothing is kept if not given.
@@ -156,17 +162,32 @@ def fit_kmeans(
             "iterations": torch.tensor(0),
             "centroids": seed_kmeans(points[:SEEDING_FRAMES], clusters, _generator(seed, 0)),
         }
+    kept.setdefault("finished", torch.empty(0, clusters, settings.bins))  # of an older part file
     _refine(kept, iterations, seed, keeper, progress)
+    for stage in range(len(kept["finished"]) + 1, stages or 1):
+        _leave_rest(kept, clusters, seed, stage)
+        progress(f"stage {stage + 1}/{stages}")
+        _refine(kept, iterations, seed, keeper, progress)
     points, centroids = kept["points"], kept["centroids"]
     quantizer = FeatureQuantizer(
         settings,
-        centroids=centroids,
+        centroids=centroids if stages is None else torch.cat([kept["finished"], centroids[None]]),
         mean=kept["mean"],
         scale=kept["scale"],
         corpus=corpus,
         features=features,
     )
     return quantizer, _report(points, centroids, frames=int(kept["frames"]))
+
+
+def _leave_rest(kept: dict[str, Tensor], clusters: int, seed: int, stage: int) -> None:
+    """Turns the sample into what is left of it, and seeds the next stage's centroids."""
+    points, centroids = kept["points"], kept["centroids"]
+    for block in torch.split(points, _BLOCK):  # views: in place, for they may be gigabytes
+        block.sub_(centroids[nearest_centroid(block, centroids)])
+    kept["finished"] = torch.cat([kept["finished"], centroids[None]])
+    kept["centroids"] = seed_kmeans(points[:SEEDING_FRAMES], clusters, _generator(seed, 0, stage))
+    kept["iterations"] = torch.tensor(0)
 
 
 def check_enough(frames: int, clusters: int) -> None:
@@ -255,7 +276,7 @@ def _refine(
         dead = counts == 0
         centroids = torch.where(dead[:, None], centroids, sums / counts.clamp(min=1)[:, None])
         if dead.any():
-            generator = _generator(seed, iteration)
+            generator = _generator(seed, iteration, len(kept["finished"]))
             chosen = torch.randint(len(points), (int(dead.sum()),), generator=generator)
             centroids[dead] = points[chosen]
         kept["centroids"], kept["iterations"] = centroids, torch.tensor(iteration)
@@ -264,9 +285,9 @@ def _refine(
         keeper.look(lambda: kept, f"iteration {iteration} of {iterations}")
 
 
-def _generator(seed: int, iteration: int) -> torch.Generator:
+def _generator(seed: int, iteration: int, stage: int = 0) -> torch.Generator:
     """Random numbers of one iteration; 0 is the seeding."""
-    key = derive(seed, "clusters", iteration)
+    key = derive(seed, "clusters", iteration, *([stage] if stage else []))
     return torch.Generator().manual_seed(key & ((1 << 63) - 1))
 
 

@@ -35,6 +35,12 @@ class FurtherTargetConfig(Section):
     weight: Positive = 1.0
     """Factor of the target's loss."""
 
+    def check(self, model: EncoderConfig) -> None:  # noqa: B027 - most read no file
+        """Looks at the files that it names, before any model is built.
+
+        :raises ConfigError: where one is missing or does not fit the model.
+        """
+
     def build(self, model: EncoderConfig, *, seed: int) -> "Target":
         """The target for an encoder of this geometry; what is random follows from ``seed``."""
         raise NotImplementedError

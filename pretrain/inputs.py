@@ -13,6 +13,7 @@ from etude.data.shards import Corpus, open_corpus
 from etude.data.tokens import Tokens, open_tokens
 from etude.models.frames import FrameGrid
 from etude.pretrain.config import CodecTargetConfig, Config, KmeansTargetConfig
+from etude.pretrain.config_types import FurtherTargetConfig
 from etude.pretrain.deepspeed_settings import deepspeed_settings, zero_settings
 from etude.pretrain.distributed import ranks_on_this_node
 from etude.pretrain.errors import ConfigError
@@ -84,6 +85,7 @@ def check_inputs(config: Config, *, rank: int, ranks: int, device: str) -> Input
     corpora = tuple(_open(config, given.corpus) for given in config.data.corpora)
     start = None if config.init_from is None else load_start(config.init_from, config.model)
     quantizers = _load_quantizers(config)
+    _check_further(config)
     codecs = _load_codecs(config)
     tokens = tuple(_open_tokens(config, corpus, codecs) for corpus in corpora)
     _check_same_codec(tokens)
@@ -120,6 +122,11 @@ def _load_quantizers(config: Config) -> dict[str, FeatureQuantizer]:
         if isinstance(target, KmeansTargetConfig):
             path = config.centroids(name)
             quantizer = load_quantizer(path)
+            if quantizer.stages is not None:
+                raise ConfigError(
+                    f"objective.targets.{name}: {path} is a residual quantiser, which a target of "
+                    "kind mel_rvq learns. Fit k-means labels by launch/cluster.py without --stages."
+                )
             if quantizer.settings.grid != config.model.grid:
                 raise ConfigError(
                     f"objective.targets.{name}: {path} was fitted for frames of "
@@ -129,6 +136,15 @@ def _load_quantizers(config: Config) -> dict[str, FeatureQuantizer]:
                 )
             quantizers[name] = quantizer
     return quantizers
+
+
+def _check_further(config: Config) -> None:
+    for name, target in config.objective.targets.items():
+        if isinstance(target, FurtherTargetConfig):
+            try:
+                target.check(config.model)
+            except ConfigError as error:
+                raise ConfigError(f"objective.targets.{name}: {error}") from error
 
 
 def _describe_grid(grid: FrameGrid) -> str:

@@ -4,9 +4,10 @@
     encoder           hidden states of one layer of a trained encoder (HuBERT's second iteration,
                       Hsu et al. 2021), read from the folder that the file names
 
-A quantiser file is safetensors: ``centroids`` (K, D), ``mean`` and ``scale`` (D,) in float32. Its
-metadata hold the settings of the features, what was asked for, the usage report, the corpus'
-fingerprint and a hash of the content. ``launch/cluster.py`` writes it, the k-means target reads it.
+A quantiser file is safetensors: ``centroids`` (K, D), or (S, K, D) where S stages quantise what the
+stages before them left over, ``mean`` and ``scale`` (D,) in float32. Its metadata hold the settings
+of the features, what was asked for, the usage report, the corpus' fingerprint and a hash of the
+content. ``launch/cluster.py`` writes it, the k-means and the mel_rvq target read it.
 """
 
 import hashlib
@@ -218,6 +219,10 @@ def _load_features(source: EncoderSource) -> EncoderFeatures:
 class FeatureQuantizer(nn.Module):
     """Nearest-centroid labels of standardised features, (B, T) -> int64 (B, F).
 
+    With several stages (a residual vector quantiser) the labels are (B, F, S): each stage's nearest
+    centroid to what the centroids before it left over.
+
+    :param centroids: (K, D), or (S, K, D).
     :param corpus: fingerprint of the corpus it was fitted to; ``None`` if that is not known.
     :param features: what ``build_features(settings)`` returns, if it is there already.
     """
@@ -247,8 +252,13 @@ class FeatureQuantizer(nn.Module):
 
     @property
     def num_classes(self) -> int:
-        """Number of clusters."""
-        return self.centroids.shape[0]
+        """Number of clusters (of each stage)."""
+        return self.centroids.shape[-2]
+
+    @property
+    def stages(self) -> int | None:
+        """Number of stages of a residual quantiser; ``None`` for plain labels."""
+        return self.centroids.shape[0] if self.centroids.ndim == 3 else None
 
     @property
     def content_hash(self) -> str:
@@ -271,10 +281,22 @@ class FeatureQuantizer(nn.Module):
         with plain_float32(waveform.device):
             return self.assign(self.features(waveform))
 
+    def encode(self, waveform: Tensor) -> Tensor:
+        """Labels of a residual quantiser as the tokens of a codec: (B, T) to int64 (B, F, S)."""
+        assert self.stages is not None
+        labels: Tensor = self(waveform)
+        return labels
+
     def assign(self, features: Tensor) -> Tensor:
-        """``features`` (…, D), not yet standardised, to labels (…)."""
-        standard = (features - self.mean) / self.scale
-        return nearest_centroid(standard.flatten(0, -2), self.centroids).view(features.shape[:-1])
+        """``features`` (…, D), not yet standardised, to labels (…), or (…, S) of S stages."""
+        left = ((features - self.mean) / self.scale).flatten(0, -2)
+        if self.centroids.ndim == 2:
+            return nearest_centroid(left, self.centroids).view(features.shape[:-1])
+        labels = []
+        for centroids in self.centroids:
+            labels.append(nearest_centroid(left, centroids))
+            left = left - centroids[labels[-1]]
+        return torch.stack(labels, dim=-1).view(*features.shape[:-1], len(labels))
 
     def _tensors(self) -> dict[str, Tensor]:
         buffers = {"centroids": self.centroids, "mean": self.mean, "scale": self.scale}
