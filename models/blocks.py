@@ -6,6 +6,7 @@ in its wheel, so that no system package (and no root) is needed.
 
 # isort: off
 import soundfile  # noqa: F401  (must come first, see above)
+from fairseq2.models.conformer import ConformerConvolution
 from fairseq2.models.transformer import (
     AttentionBiasCache,
     IdentityBias,
@@ -18,13 +19,15 @@ from fairseq2.models.wav2vec2.position_encoder import (
     Wav2Vec2PositionEncoder,
     Wav2Vec2StackedPositionEncoder,
 )
-from fairseq2.nn import BatchLayout, PositionEncoder, StandardLayerNorm
+from fairseq2.nn import BatchLayout, PositionEncoder, RotaryEncoder, StandardLayerNorm
 
 __all__ = [
     "AttentionBiasCache",
     "BatchLayout",
+    "ConformerConvolution",
     "IdentityBias",
     "PositionEncoder",
+    "RotaryEncoder",
     "StandardFeedForwardNetwork",
     "StandardLayerNorm",
     "StandardMultiheadAttention",

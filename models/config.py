@@ -70,6 +70,18 @@ class EncoderConfig(BaseModel):
     """Layer norm after each residual sum (MERT 95M, music2vec) or before each block, with a final
     norm (MERT 330M)."""
 
+    layer: Literal["transformer", "conformer"] = "transformer"
+    """``conformer``: with a convolution module and a second feed-forward block in each layer
+    (Gulati et al. 2020), an ablation that has no Hugging Face form here; needs ``norm: pre``."""
+
+    conformer_kernel: Count = 31
+    """Frames that a conformer layer's convolution sees (Gulati et al. 2020, table 1: 32); odd."""
+
+    positions: Literal["convolution", "rotary"] = "convolution"
+    """``convolution``: relative positions by convolution before the layers, as in every released
+    model; ``rotary``: turned queries and keys in every layer (Su et al. 2021, arXiv 2104.09864), an
+    ablation that has no Hugging Face form here."""
+
     position_kernel: Annotated[int, Field(ge=2)] = 128
     """Frames seen by the positional convolution; split among the stack where there is one."""
 
@@ -120,12 +132,27 @@ class EncoderConfig(BaseModel):
             raise ValueError(
                 f"position_groups ({self.position_groups}) must divide dim ({self.dim})"
             )
+        if self.layer == "conformer" and self.norm != "pre":
+            raise ValueError(
+                "layer: conformer needs norm: pre, because its blocks have their norms before them"
+            )
+        if self.conformer_kernel % 2 == 0:
+            raise ValueError(
+                f"conformer_kernel ({self.conformer_kernel}) must be odd, so that a frame sees as "
+                "far back as ahead"
+            )
+        if self.positions == "rotary" and self.dim // self.heads % 2:
+            raise ValueError(
+                f"positions: rotary turns pairs, but dim ({self.dim}) over heads ({self.heads}) "
+                "gives an odd number for each head"
+            )
         if self.padding == "exact" and self.conv_norm == "group":
             raise ValueError(
                 "padding: exact needs conv_norm: layer, because a group norm over time takes its "
                 "statistics from the padding too"
             )
-        if self.position_depth > 1 and self.stacked_kernel % 2 == 0:
+        convolves = self.positions == "convolution"
+        if convolves and self.position_depth > 1 and self.stacked_kernel % 2 == 0:
             raise ValueError(
                 f"position_kernel ({self.position_kernel}) over position_depth "
                 f"({self.position_depth}) gives convolutions of {self.stacked_kernel} frames, but "

@@ -6,10 +6,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from etude.models.blocks import AttentionBiasCache, BatchLayout, StandardLayerNorm
+from etude.models.blocks import (
+    AttentionBiasCache,
+    BatchLayout,
+    RotaryEncoder,
+    StandardLayerNorm,
+)
 from etude.models.config import EncoderConfig
-from etude.models.positions import add_positions, build_positions
-from etude.models.transformer import LayerOutput, TransformerLayer
+from etude.models.conformer import ConformerLayer
+from etude.models.positions import add_positions, build_positions, build_rotation
+from etude.models.transformer import LayerOutput, TransformerLayer, build_attention
 
 
 class EncoderOutput(NamedTuple):
@@ -36,28 +42,21 @@ class Context(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.positions = build_positions(
-            config.dim,
-            kernel=config.position_kernel,
-            groups=config.position_groups,
-            depth=config.position_depth,
-        )
+        self.positions = None
+        rotation = None
+        if config.positions == "rotary":
+            rotation = build_rotation(config.dim // config.heads)
+        else:
+            self.positions = build_positions(
+                config.dim,
+                kernel=config.position_kernel,
+                groups=config.position_groups,
+                depth=config.position_depth,
+            )
         # Before the layers in a post-norm model, after them in a pre-norm one.
         self.norm = StandardLayerNorm(config.dim, bias=True)
         self.dropout = nn.Dropout(config.dropout)
-        self.layers = nn.ModuleList(
-            TransformerLayer(
-                config.dim,
-                heads=config.heads,
-                ffn_dim=config.ffn_dim,
-                pre_norm=config.norm == "pre",
-                dropout=config.dropout,
-                attention_dropout=config.attention_dropout,
-                activation_dropout=config.activation_dropout,
-                impl=config.impl,
-            )
-            for _ in range(config.layers)
-        )
+        self.layers = nn.ModuleList(_build_layer(config, rotation) for _ in range(config.layers))
 
     def transform(
         self,
@@ -77,10 +76,13 @@ class Context(nn.Module):
             on, but still runs, so that every parameter has a gradient on every rank.
         """
         layout = _layout(hidden, num_frames)
-        hidden = add_positions(self.positions, hidden, layout, exact=self.config.padding == "exact")
+        if self.positions is not None:
+            exact = self.config.padding == "exact"
+            hidden = add_positions(self.positions, hidden, layout, exact=exact)
         if kept_BV is not None:
-            if layout.padded:
-                raise ValueError("kept_BV cannot be given for a padded batch.")
+            if layout.padded or self.positions is None:
+                what = "for a padded batch" if layout.padded else "with rotary positions"
+                raise ValueError(f"kept_BV cannot be given {what}.")
             hidden = hidden.gather(1, kept_BV[..., None].expand(-1, -1, hidden.shape[2]))
             layout = _layout(hidden, None)
         pre_norm = self.config.norm == "pre"
@@ -98,6 +100,32 @@ class Context(nn.Module):
             hidden = output.hidden
         last = self.norm(hidden) if pre_norm else hidden
         return EncoderOutput(embedded, tuple(outputs), last)
+
+
+def _build_layer(
+    config: EncoderConfig, rotation: RotaryEncoder | None
+) -> TransformerLayer | ConformerLayer:
+    attention = build_attention(
+        config.dim, heads=config.heads, dropout=config.attention_dropout, rotation=rotation
+    )
+    if config.layer == "conformer":
+        return ConformerLayer(
+            config.dim,
+            attention,
+            ffn_dim=config.ffn_dim,
+            kernel=config.conformer_kernel,
+            dropout=config.dropout,
+            activation_dropout=config.activation_dropout,
+        )
+    return TransformerLayer(
+        config.dim,
+        attention,
+        ffn_dim=config.ffn_dim,
+        pre_norm=config.norm == "pre",
+        dropout=config.dropout,
+        activation_dropout=config.activation_dropout,
+        impl=config.impl,
+    )
 
 
 def _layout(hidden: Tensor, num_frames: Sequence[int] | None) -> BatchLayout:

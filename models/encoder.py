@@ -21,7 +21,7 @@ from etude.models.frontend import (
     initialise_frontend,
 )
 from etude.models.spectral import LogMel
-from etude.models.transformer import TransformerLayer, initialise_layer
+from etude.models.transformer import initialise_layer
 
 
 class Encoder(Context):
@@ -110,6 +110,5 @@ def initialise(encoder: Encoder) -> None:
     """
     initialise_frontend(encoder.frontend)
     for layer in encoder.layers:
-        assert isinstance(layer, TransformerLayer)
         initialise_layer(layer)
     nn.init.uniform_(encoder.mask_embedding)

@@ -1,13 +1,25 @@
-"""Relative positions by convolution: one wide weight-normed one (MERT) or a stack (music2vec)."""
+"""Relative positions by convolution: one wide weight-normed one (MERT) or a stack (music2vec).
+
+Or by rotation of each layer's queries and keys (Su et al. 2021, arXiv 2104.09864).
+"""
 
 from torch import Tensor
 
 from etude.models.blocks import (
     BatchLayout,
     PositionEncoder,
+    RotaryEncoder,
     Wav2Vec2PositionEncoder,
     Wav2Vec2StackedPositionEncoder,
 )
+
+MOST_FRAMES = 1 << 15
+"""Longest stretch of audio that rotary positions can be of: 7 min at 75 Hz."""
+
+
+def build_rotation(head_dim: int) -> RotaryEncoder:
+    """Returns the rotation of queries and keys (B, F, heads, E) for all layers; E is even."""
+    return RotaryEncoder(head_dim, MOST_FRAMES)
 
 
 def build_positions(dim: int, *, kernel: int, groups: int, depth: int) -> PositionEncoder:

@@ -13,6 +13,7 @@ from etude.models.blocks import (
     AttentionBiasCache,
     BatchLayout,
     IdentityBias,
+    RotaryEncoder,
     StandardFeedForwardNetwork,
     StandardLayerNorm,
     StandardMultiheadAttention,
@@ -34,26 +35,26 @@ class LayerOutput(NamedTuple):
 class TransformerLayer(nn.Module):
     """Self-attention and feed-forward with residuals, post-norm (BERT) or pre-norm.
 
+    :param attention: from :func:`build_attention`.
+
     :param impl: ``fast`` keeps less of the feed-forward block for backward than ``plain``.
     """
 
     def __init__(
         self,
         dim: int,
+        attention: StandardMultiheadAttention,
         *,
-        heads: int,
         ffn_dim: int,
         pre_norm: bool,
         dropout: float,
-        attention_dropout: float,
         activation_dropout: float,
         impl: Literal["fast", "plain"] = "fast",
     ) -> None:
         super().__init__()
         self.pre_norm = pre_norm
         self.impl = impl
-        sdpa = TorchSDPA(IdentityBias(), dropout_p=attention_dropout)
-        self.attention = StandardMultiheadAttention(dim, heads, sdpa)
+        self.attention = attention
         self.attention_norm = StandardLayerNorm(dim, bias=True)
         self.ffn = StandardFeedForwardNetwork(
             dim, ffn_dim, bias=True, inner_activation=nn.GELU(), inner_dropout_p=activation_dropout
@@ -89,10 +90,21 @@ class TransformerLayer(nn.Module):
         return dropped
 
 
-def initialise_layer(layer: TransformerLayer) -> None:
-    """Every Linear N(0, 0.02) with bias 0, as BERT and fairseq's ``init_bert_params``."""
+def build_attention(
+    dim: int, *, heads: int, dropout: float, rotation: RotaryEncoder | None
+) -> StandardMultiheadAttention:
+    """Self-attention over frames; ``rotation`` turns queries and keys where there is one."""
+    sdpa = TorchSDPA(IdentityBias(), dropout_p=dropout)
+    return StandardMultiheadAttention(dim, heads, sdpa, pos_encoder=rotation)
+
+
+def initialise_layer(layer: nn.Module) -> None:
+    """Every Linear N(0, 0.02) with bias 0, as BERT and fairseq's ``init_bert_params``.
+
+    Norms and a conformer's convolutions keep torch's default.
+    """
     for name, parameter in layer.named_parameters():
-        if "norm" in name:
+        if "norm" in name or name.startswith("conv."):
             continue
         if name.endswith("bias"):
             nn.init.zeros_(parameter)

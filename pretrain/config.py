@@ -432,6 +432,11 @@ class Config(Section):
                 f"max_seconds ({mixture.max_seconds}) <= data.crop_seconds "
                 f"({self.data.crop_seconds})"
             )
+        if self.objective.decoder is not None and self.model.positions == "rotary":
+            raise ValueError(
+                "objective.decoder takes masked frames out of the layers, where model.positions: "
+                "rotary would number the others anew: leave one of them out"
+            )
         for name, target in self.objective.targets.items():
             if isinstance(target, TeacherTargetConfig):
                 if target.top_layers > self.model.layers:

@@ -48,3 +48,7 @@ class FurtherTargetConfig(Section):
     def head_outputs(self, dim: int) -> int:
         """Numbers that its head makes of each row; it is planned for as one linear layer."""
         raise NotImplementedError
+
+    def head_parameters(self, dim: int) -> int:
+        """Numbers that its head learns: those of one linear layer, if nothing else is said."""
+        return (dim + 1) * self.head_outputs(dim)

@@ -112,6 +112,8 @@ def _front_end(model: EncoderConfig, samples: int) -> tuple[float, float]:
 
 
 def _positions(model: EncoderConfig, frames: int) -> float:
+    if model.positions == "rotary":
+        return 0.0
     kernel = model.position_kernel
     if model.position_depth > 1:
         kernel = model.stacked_kernel * model.position_depth
@@ -120,6 +122,9 @@ def _positions(model: EncoderConfig, frames: int) -> float:
 
 def _layers(model: EncoderConfig, frames: int) -> float:
     linear = 4 * model.dim**2 + 2 * model.dim * model.ffn_dim
+    if model.layer == "conformer":
+        linear += 2 * model.dim * model.ffn_dim + 3 * model.dim**2
+        linear += model.conformer_kernel * model.dim
     return model.layers * 2.0 * (frames * linear + 2 * frames**2 * model.dim)
 
 

@@ -49,6 +49,10 @@ _LAYER, _LAYER_FFN = 8.0, 2.0
 """Per frame and width, and per frame and inner width, of each layer; of the inner frames ``fast``
 keeps half where nothing is dropped of them."""
 
+_CONFORMER, _CONFORMER_DROPOUT = 11.0, 2.0
+"""Per frame and width of each conformer layer, beside a transformer layer's; its two feed-forward
+blocks keep their inner frames twice."""
+
 _LAYER_DROPOUT = 2.0
 """Per frame and width of each layer with dropout: masks, which are bytes on a GPU."""
 
@@ -268,11 +272,16 @@ def _activation_bytes(config: Config, device: str) -> _CropBytes:
     front_end, outputs = _front_end_bytes(config, value)
     once = model.impl == "fast" and not model.activation_dropout
     inner = _LAYER_FFN / 2 if once else _LAYER_FFN
-    layer = value * seen * (_LAYER * model.dim + inner * model.ffn_dim)
+    wide, blocks, dropped = _LAYER, 1, _LAYER_DROPOUT
+    if model.layer == "conformer":
+        wide, blocks, dropped = wide + _CONFORMER, 2, dropped + _CONFORMER_DROPOUT
+        inner = blocks * _LAYER_FFN
+    layer = value * seen * (wide * model.dim + inner * model.ffn_dim)
+    mask = value if device == "cpu" else 1.0
     if model.dropout:
-        layer += (value if device == "cpu" else 1.0) * _LAYER_DROPOUT * seen * model.dim
+        layer += mask * dropped * seen * model.dim
     if model.activation_dropout:
-        layer += (value if device == "cpu" else 1.0) * seen * model.ffn_dim
+        layer += mask * blocks * seen * model.ffn_dim
     if model.attention_dropout and device == "cpu":
         layer += 2.0 * _CPU_ATTENTION * seen * model.dim if value == 2.0 else 0.0
         layer += 4.0 * _CPU_ATTENTION_MAPS * model.heads * seen**2
@@ -350,7 +359,7 @@ def _remade_weights(model: EncoderConfig) -> int:
         remade = sum(
             k * i * o for k, i, o in zip(kernels, channels[:-1], channels[1:], strict=True)
         )
-    if model.position_depth == 1:
+    if model.positions == "convolution" and model.position_depth == 1:
         remade += model.position_kernel * model.dim**2 // model.position_groups
     return remade
 
@@ -358,7 +367,9 @@ def _remade_weights(model: EncoderConfig) -> int:
 def _context_parameters(model: EncoderConfig) -> tuple[int, int]:
     """All of positions, norm and layers, and those in products."""
     dim, ffn = model.dim, model.ffn_dim
-    if model.position_depth == 1:
+    if model.positions == "rotary":
+        products = positions = 0
+    elif model.position_depth == 1:
         kernel = model.position_kernel
         products = kernel * dim * dim // model.position_groups
         positions = products + kernel + dim  # weight norm's length of each tap
@@ -368,6 +379,10 @@ def _context_parameters(model: EncoderConfig) -> tuple[int, int]:
         positions = products + model.position_depth * dim
     matrices = 4 * dim * dim + 2 * dim * ffn
     layer = matrices + 4 * dim + (ffn + dim) + 4 * dim
+    if model.layer == "conformer":
+        more = 2 * dim * ffn + 3 * dim * dim + model.conformer_kernel * dim
+        matrices += more
+        layer += more + (ffn + dim) + 8 * dim  # four norms more
     return positions + 2 * dim + model.layers * layer, products + model.layers * matrices
 
 
@@ -404,7 +419,7 @@ def _head_parameters(target: TargetConfig, dim: int, classes: int) -> tuple[int,
         case TeacherTargetConfig():
             width, embedded = dim, 0
         case FurtherTargetConfig():
-            width, embedded = target.head_outputs(dim), 0
+            return target.head_parameters(dim), dim * target.head_outputs(dim)
     return dim * width + width + embedded, dim * width + 2 * embedded
 
 

@@ -29,13 +29,13 @@ def watched(objective: MaskedPrediction, enter: Enter) -> Iterator[None]:
     encoder = objective.encoder
     calls: list[tuple[Any, str, str]] = [
         (encoder.frontend, "forward", FRONT_END),
-        (encoder.positions, "forward", POSITIONS),
         (encoder, "context", TRANSFORMER),
         (objective, "after_step", TARGETS),
     ]
-    # The stack's, where padding is masked between them.
-    stacked = getattr(encoder.positions, "layers", ())
-    calls += [(layer, "forward", POSITIONS) for layer in stacked]
+    if encoder.positions is not None:
+        # And the stack's, where padding is masked between them.
+        stacked = getattr(encoder.positions, "layers", ())
+        calls += [(each, "forward", POSITIONS) for each in (encoder.positions, *stacked)]
     for target in objective.targets.values():
         calls += [(target, "compute", TARGETS), (target, "loss", HEADS)]
     if objective.decoder is not None:

@@ -129,6 +129,16 @@ def check_expressible(config: EncoderConfig, format: Format) -> None:
             f"no Hugging Face model has the front end of model.frontend: {config.frontend}; only "
             "encoders with model.frontend: waveform are exported."
         )
+    for key, value, released in (
+        ("layer", config.layer, "transformer"),
+        ("positions", config.positions, "convolution"),
+    ):
+        if value != released:
+            raise ValueError(
+                f"no Hugging Face model that is exported to has model.{key}: {value}; only "
+                f"encoders with model.{key}: {released} are exported. launch/embed.py and "
+                "launch/probe.py take the run as it is."
+            )
     depth = config.position_depth
     if format != "data2vec":
         if depth != 1:

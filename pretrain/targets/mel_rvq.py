@@ -62,6 +62,10 @@ class Settings(FurtherTargetConfig):
         """A projection per stage, and its products with the classes' embeddings."""
         return self.stages * self.final_dim * (dim + self.classes) // dim
 
+    def head_parameters(self, dim: int) -> int:
+        """A linear layer, and an embedding of each class of each stage."""
+        return self.stages * self.final_dim * (dim + 1 + self.classes)
+
     def _quantizer(self, model: EncoderConfig) -> "FeatureQuantizer":
         from etude.pretrain.quantizer import load_quantizer
 

@@ -106,7 +106,9 @@ def test_a_fit_that_was_stopped_in_any_stage_ends_at_the_same_bytes(
 
 
 def test_the_target_names_the_labels_of_the_stages_it_predicts(file: Path) -> None:
-    target = Settings(kind="mel_rvq", centroids=file, stages=2, classes=6).build(MODEL, seed=0)
+    settings = Settings(kind="mel_rvq", centroids=file, stages=2, classes=6)
+    target = settings.build(MODEL, seed=0)
+    assert settings.head_parameters(16) == sum(each.numel() for each in target.parameters())
     waveform = noise(2, 8_000, seed=9)
     context = FrameContext(waveform, GRID.num_frames(8_000))
     found, whole = target.compute(context), fit()[0](waveform)
