@@ -187,12 +187,15 @@ class AudioFile:
     """Frames (T, C) float32, BLOCK_FRAMES at a time; may raise Undecodable."""
 
 
-def open_audio(file: BinaryIO, path: Path, promise: Promise) -> AudioFile:
-    """Opens a file by its content; Undecodable where no decoder recognises it."""
+def open_audio(file: BinaryIO, path: Path, promise: Promise, *, flac_md5: bool = True) -> AudioFile:
+    """Opens a file by its content; Undecodable where no decoder recognises it.
+
+    :param flac_md5: whether a FLAC file's samples are compared with the MD5 that it states.
+    """
     if promise.demuxer is not None:
         audio = _open_with_pyav(file, path, promise)
     else:
-        audio = _open_with_libsndfile(file, promise)
+        audio = _open_with_libsndfile(file, promise, flac_md5=flac_md5)
     if audio.sample_rate not in _RATES:
         raise Undecodable(f"a sample rate of {audio.sample_rate} Hz", damaged=True)
     return audio
@@ -203,7 +206,7 @@ def pyav_installed() -> bool:
     return importlib.util.find_spec("av") is not None
 
 
-def _open_with_libsndfile(file: BinaryIO, promise: Promise) -> AudioFile:
+def _open_with_libsndfile(file: BinaryIO, promise: Promise, *, flac_md5: bool) -> AudioFile:
     # By content alone: soundfile takes a file object whose name ends in `.raw` for raw samples.
     whole = Part(b"", 0, file.seek(0, io.SEEK_END))
     sounds = [_open_sound(PartFile(file, part)) for part in promise.parts or (whole,)]
@@ -221,7 +224,7 @@ def _open_with_libsndfile(file: BinaryIO, promise: Promise) -> AudioFile:
         first.format,
         declared if declared < 1 << 48 and promise.frames_are_known else None,
         slack,
-        _blocks_of_all(sounds, file, promise.parts),
+        _blocks_of_all(sounds, file, promise.parts, flac_md5=flac_md5),
     )
 
 
@@ -238,9 +241,14 @@ def _open_sound(file: PartFile) -> soundfile.SoundFile:
 
 
 def _blocks_of_all(
-    sounds: Sequence[soundfile.SoundFile], file: BinaryIO, parts: Sequence[Part]
+    sounds: Sequence[soundfile.SoundFile],
+    file: BinaryIO,
+    parts: Sequence[Part],
+    *,
+    flac_md5: bool,
 ) -> Iterator[Samples]:
-    md5 = _Md5.of(file, parts[0] if parts else None) if sounds[0].format == "FLAC" else None
+    checked = flac_md5 and sounds[0].format == "FLAC"
+    md5 = _Md5.of(file, parts[0] if parts else None) if checked else None
     for sound in sounds:
         with sound:
             yield from _soundfile_blocks(sound, md5)

@@ -200,6 +200,7 @@ class _Job:
             self.settings.min_seconds,
             self.settings.group_by,
             self.settings.audio_format,
+            self.settings.flac_md5,
         )
         place, sources = self.peers.place, self.scan.sources
         mine = place.share(sources)

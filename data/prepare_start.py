@@ -67,8 +67,9 @@ def _read(path: Path) -> dict[str, Any]:
         before: dict[str, Any] = json.loads(path.read_bytes())
         if not isinstance(before["settings"], dict) or not {"sources", "files"} <= before.keys():
             raise ValueError("settings, sources and files are wanted")
-        # Unlike others that are younger, this one had a value before it had a name.
+        # Unlike others that are younger, these had a value before they had a name.
         before["settings"].setdefault("audio_format", "flac")
+        before["settings"].setdefault("flac_md5", True)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
             f"{path}: not what launch/prepare.py writes ({error!r}). Choose another --out, or "

@@ -52,6 +52,7 @@ class TrackSettings:
     group_by: str = NO_GROUPS
     """Column or tag whose value names the track's group (groups.py)."""
     audio_format: AudioFormat = "flac"
+    flac_md5: bool = True
 
     @property
     def clip_samples(self) -> int:
@@ -297,7 +298,7 @@ class _Packing:
             )
 
     def _open(self, file: BinaryIO) -> AudioFile:
-        audio, promise = open_checked(file, self.source)
+        audio, promise = open_checked(file, self.source, flac_md5=self.settings.flac_md5)
         if promise.wrong_header:
             self._note("wrong_header", promise.wrong_header)
         if not usual_extension(audio.container, self.source.path):

@@ -53,9 +53,12 @@ def open_source(source: Source) -> BinaryIO:
         raise Unusable("unreadable", error.strerror or str(error)) from error
 
 
-def open_checked(file: BinaryIO, source: Source) -> tuple[AudioFile, Promise]:
+def open_checked(
+    file: BinaryIO, source: Source, *, flac_md5: bool = True
+) -> tuple[AudioFile, Promise]:
     """The audio in an opened file, and what its container promises.
 
+    :param flac_md5: whether a FLAC file's samples are compared with the MD5 that it states.
     :raises Unusable: with the reason.
     """
     try:
@@ -64,7 +67,7 @@ def open_checked(file: BinaryIO, source: Source) -> tuple[AudioFile, Promise]:
         promise = read_promise(file, source.size)
         if promise.broken:
             raise Unusable(promise.broken.reason, promise.broken.detail)
-        audio = open_audio(file, source.path, promise)
+        audio = open_audio(file, source.path, promise, flac_md5=flac_md5)
     except OSError as error:
         raise Unusable("unreadable", error.strerror or str(error)) from error
     except ModuleNotFoundError as error:

@@ -130,6 +130,8 @@ class _Job:
     model: str
     settings: Mapping[str, Any]
     """What decides the features, beside the file."""
+    flac_md5: bool
+    """Whether a FLAC file's samples are compared with the MD5 that it states."""
 
     @property
     def window_seconds(self) -> float:
@@ -277,7 +279,8 @@ def _embed(
         track = _Track(source, job)
         working.append(track)
         try:
-            for window in job.windowing.cut(mono_blocks(source, rate)):
+            blocks = mono_blocks(source, rate, flac_md5=job.flac_md5)
+            for window in job.windowing.cut(blocks):
                 if window.last:
                     track.frames = window.kept_until
                     track.seconds = job.windowing.end_seconds(window)
@@ -361,6 +364,7 @@ def _job(
         windowing,
         found.name,
         settings,
+        not arguments.skip_flac_md5,
     )
 
 
@@ -455,6 +459,11 @@ def _parse() -> argparse.Namespace:
     )
     add("--batch", type=int, help=f"windows per forward (1 on a CPU, else {GPU_BATCH})")
     add("--device", help="cpu, cuda, cuda:1 … (a GPU where there is one)")
+    add(
+        "--skip-flac-md5",
+        action="store_true",
+        help="do not compare a FLAC file's samples with the MD5 that it states",
+    )
     add("--overwrite", action="store_true", help="make again what is there already")
     arguments = parser.parse_args()
     if arguments.batch is not None and arguments.batch < 1:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -423,3 +424,33 @@ def test_moving_the_sources_elsewhere_changes_no_byte(tmp_path):
     for place in ("here", "there"):
         prepare([tmp_path / place / "in"], tmp_path / f"out {place}", SETTINGS, **QUIET)
     assert content(tmp_path / "out here") == content(tmp_path / "out there")
+
+
+def test_a_stated_md5_may_be_left_unread_and_broken_frames_are_found_all_the_same(tmp_path):
+    music(tmp_path / "in")
+    write(tmp_path / "in" / "stated.flac", tune(8, seed=8))
+    write(tmp_path / "in" / "broken.flac", tune(9, seed=9))
+    for name, place in (("stated", 30), ("broken", 60_000)):
+        path = tmp_path / "in" / f"{name}.flac"
+        changed = bytearray(path.read_bytes())
+        changed[place] ^= 1
+        path.write_bytes(changed)
+    prepare([tmp_path / "in"], tmp_path / "checked", SETTINGS, **QUIET)
+    trusting = replace(SETTINGS, flac_md5=False)
+    prepare([tmp_path / "in"], tmp_path / "trusted", trusting, **QUIET)
+    assert reasons(tmp_path / "checked") == {("stated.flac", "corrupt"), ("broken.flac", "corrupt")}
+    assert reasons(tmp_path / "trusted") == {("broken.flac", "corrupt")}
+    with pytest.raises(InputError, match="flac_md5 was False, now True"):
+        prepare([tmp_path / "in"], tmp_path / "trusted", SETTINGS, **QUIET)
+
+
+def test_a_corpus_from_before_the_choice_is_one_with_the_check(tmp_path):
+    music(tmp_path / "in")
+    prepare([tmp_path / "in"], tmp_path / "out", SETTINGS, **QUIET)
+    path = tmp_path / "out" / ".prepare.json"
+    older = json.loads(path.read_bytes())
+    assert older["settings"].pop("flac_md5") is True
+    path.write_text(json.dumps(older))
+    before = content(tmp_path / "out")
+    prepare([tmp_path / "in"], tmp_path / "out", SETTINGS, **QUIET)
+    assert content(tmp_path / "out") == before

@@ -414,6 +414,17 @@ def test_what_cannot_be_decoded_is_listed_and_the_rest_is_done(
             np.testing.assert_allclose(written, wanted, atol=1e-5)
 
 
+def test_a_stated_md5_may_be_left_unread(embed: Embed, run: Path, tmp_path: Path) -> None:
+    path = write(tmp_path / "music" / "stated.flac", tune(2.0))
+    changed = bytearray(path.read_bytes())
+    changed[30] ^= 1
+    path.write_bytes(changed)
+    words = (run, tmp_path / "music", "--out", tmp_path / "features")
+    assert embed(*words).status == 3
+    done = embed(*words, "--skip-flac-md5")
+    assert done.status == 0 and (tmp_path / "features" / "stated.flac.npz").is_file()
+
+
 @pytest.mark.parametrize("length", [248, 254])
 def test_a_name_that_leaves_no_room_for_another_ending_costs_that_file_alone(
     embed: Embed, run: Path, music: Path, tmp_path: Path, length: int
