@@ -422,7 +422,7 @@ def test_a_stated_md5_may_be_left_unread(embed: Embed, run: Path, tmp_path: Path
     words = (run, tmp_path / "music", "--out", tmp_path / "features")
     assert embed(*words).status == 3
     done = embed(*words, "--skip-flac-md5")
-    assert done.status == 0 and (tmp_path / "features" / "stated.flac.npz").is_file()
+    assert done.status == 0 and (tmp_path / "features" / "music" / "stated.flac.npz").is_file()
 
 
 @pytest.mark.parametrize("length", [248, 254])
