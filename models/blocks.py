@@ -13,6 +13,7 @@ from fairseq2.models.transformer import (
     StandardFeedForwardNetwork,
     StandardMultiheadAttention,
 )
+from fairseq2.models.transformer.sdpa.base import SDPA
 from fairseq2.models.transformer.sdpa.torch import TorchSDPA
 from fairseq2.models.wav2vec2.feature_extractor import Wav2Vec2FeatureExtractor
 from fairseq2.models.wav2vec2.position_encoder import (
@@ -22,6 +23,7 @@ from fairseq2.models.wav2vec2.position_encoder import (
 from fairseq2.nn import BatchLayout, PositionEncoder, RotaryEncoder, StandardLayerNorm
 
 __all__ = [
+    "SDPA",
     "AttentionBiasCache",
     "BatchLayout",
     "ConformerConvolution",

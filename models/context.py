@@ -106,7 +106,11 @@ def _build_layer(
     config: EncoderConfig, rotation: RotaryEncoder | None
 ) -> TransformerLayer | ConformerLayer:
     attention = build_attention(
-        config.dim, heads=config.heads, dropout=config.attention_dropout, rotation=rotation
+        config.dim,
+        heads=config.heads,
+        dropout=config.attention_dropout,
+        rotation=rotation,
+        impl=config.impl,
     )
     if config.layer == "conformer":
         return ConformerLayer(

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 
+from etude.models.attention import BlockedAttention
 from etude.models.blocks import (
     AttentionBiasCache,
     BatchLayout,
@@ -91,10 +92,16 @@ class TransformerLayer(nn.Module):
 
 
 def build_attention(
-    dim: int, *, heads: int, dropout: float, rotation: RotaryEncoder | None
+    dim: int,
+    *,
+    heads: int,
+    dropout: float,
+    rotation: RotaryEncoder | None,
+    impl: Literal["fast", "plain"],
 ) -> StandardMultiheadAttention:
     """Self-attention over frames; ``rotation`` turns queries and keys where there is one."""
-    sdpa = TorchSDPA(IdentityBias(), dropout_p=dropout)
+    fast = impl == "fast"
+    sdpa = BlockedAttention(dropout) if fast else TorchSDPA(IdentityBias(), dropout_p=dropout)
     return StandardMultiheadAttention(dim, heads, sdpa, pos_encoder=rotation)
 
 
