@@ -73,6 +73,13 @@ class AudioSource(Protocol):
         ...
 
 
+class FeatureRow(NamedTuple):
+    """What is averaged into one row of features."""
+
+    clip: Clip
+    span: Span | None
+
+
 @dataclass(frozen=True)
 class Example:
     """One question."""
@@ -88,6 +95,9 @@ class Example:
     """See the module's head for what each kind of answer has here."""
 
     split: Split
+
+    group: int | None = None
+    """What intervals draw again, where it is more than the track: an artist, an instrument."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +121,11 @@ class ProbeTask:
     with the windows of a long clip. All examples of a track must then have the same truth."""
 
     @property
+    def feature_rows(self) -> tuple[FeatureRow, ...]:
+        """What is averaged, in the order of examples and of spans within each."""
+        return tuple(FeatureRow(e.clip, span) for e in self.examples for span in e.spans)
+
+    @property
     def labels(self) -> npt.NDArray[np.int64]:
         """Class of each example, (examples,); of ``classes`` alone."""
         return np.array([example.truth for example in self.examples], dtype=np.int64)
@@ -122,8 +137,9 @@ class ProbeTask:
 
     @property
     def tracks(self) -> npt.NDArray[np.int64]:
-        """Track of each example: what is drawn when the test is drawn again."""
-        return np.array([example.clip.track for example in self.examples], dtype=np.int64)
+        """Track (or group) of each example: what is drawn when the test is drawn again."""
+        drawn = (e.clip.track if e.group is None else e.group for e in self.examples)
+        return np.fromiter(drawn, dtype=np.int64)
 
     def rows(self, split: Split) -> npt.NDArray[np.int64]:
         """Numbers of a split's examples."""
