@@ -108,11 +108,10 @@ class _Head:
             total = loss_sum(self._forward(features_LND), truth, loss)
             # Over rows, so that the tolerance means the same for few and for many.
             value = (total + penalty / 2 * self._weight_CD.square().sum()) / rows
-            value.backward()
+            value.backward()  # type: ignore[no-untyped-call]
             return value
 
-        with torch.enable_grad():
-            optimizer.step(objective)
+        optimizer.step(objective)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def outputs(self, features_LND: Tensor) -> npt.NDArray[np.float32]:

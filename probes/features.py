@@ -124,13 +124,9 @@ def extract(
         layers = model.layers(torch.from_numpy(waveform_BT))
         for item, clip in enumerate(batch):
             spans = [wanted[number][place].span for number, place in places[clip]]
-            pooled_LND = pool(
-                [layer[item] for layer in layers],
-                model.grid,
-                spans,
-                with_deviation=model.with_deviation,
-            )
-            pooled_LND = pooled_LND.cpu().numpy()
+            heard = [layer[item] for layer in layers]
+            means = pool(heard, model.grid, spans, with_deviation=model.with_deviation)
+            pooled_LND = means.cpu().numpy()
             for column, (number, place) in enumerate(places[clip]):
                 into = pooled[number]
                 if into is None:

@@ -1,19 +1,16 @@
 """``layers.png``: a panel per task, the metric over layers; a ring marks what validation chose."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from matplotlib.figure import Figure
 
-from etude.probes.results import HeadResult, ProbedModel
-
-if TYPE_CHECKING:
-    from etude.probes.results import ProbeResults
+from etude.probes.results import HeadResult, ProbedModel, ProbeResults
 
 FIGURE_NAME = "layers.png"
 
 
-def draw(results: "ProbeResults", folder: Path) -> None:
+def draw(results: ProbeResults, folder: Path) -> None:
     """Draws the first head's results into the folder."""
     tasks = results.tasks
     figure = Figure(figsize=(4.2 * len(tasks), 3.8), layout="constrained")

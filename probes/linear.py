@@ -23,6 +23,10 @@ REGULARISATION = (0.01, 0.1, 1.0, 10.0)
 MAX_ITERATIONS = 100
 """Of lbfgs. Accuracies no longer move after this many, long before the weights have converged."""
 
+TOLERANCE = 1e-4
+"""Of its gradient: scikit-learn's own. At 1e-3 accuracies were up to 1.6 points from those of a
+plain pipeline on tests of 190 to 320 examples: luck of the optimizer decided between penalties."""
+
 
 def fit_layers(problem: Problem) -> list[Fit]:
     """The head on every single layer."""
@@ -48,7 +52,7 @@ def _fit_logistic(problem: Problem, features_ND: npt.NDArray[np.float32]) -> Fit
     train_ND, labels = scaled_ND[problem.train], problem.truth[problem.train]
     best: Fit | None = None
     # Each fit starts from the one with the stronger penalty, which is near: half the iterations.
-    model = LogisticRegression(max_iter=MAX_ITERATIONS, tol=1e-3, warm_start=True)
+    model = LogisticRegression(max_iter=MAX_ITERATIONS, tol=TOLERANCE, warm_start=True)
     for regularisation in REGULARISATION:
         model.set_params(C=regularisation)
         with warnings.catch_warnings():

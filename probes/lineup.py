@@ -24,14 +24,14 @@ from etude.probes.frozen import (
     untrained,
     untrained_hf,
 )
-from etude.probes.results import ProbedModel
+from etude.probes.results import ModelKind, ProbedModel
 from etude.probes.spectra import ChromaModel, LogMelModel, MfccModel, Spectrum
 
 ReferenceName = Literal["untrained", "log-mel", "chroma", "mfcc"]
 
 REFERENCES: tuple[ReferenceName, ...] = get_args(ReferenceName)
 
-_SPECTRA: Mapping[str, type[Spectrum]] = {
+_SPECTRA: Mapping[ReferenceName, type[Spectrum]] = {
     "log-mel": LogMelModel,
     "chroma": ChromaModel,
     "mfcc": MfccModel,
@@ -62,7 +62,7 @@ def line_up(
 
     asked: list[Row] = []
     fresh: dict[str, Row] = {}
-    spectra: dict[tuple[str, FrameGrid], Row] = {}
+    spectra: dict[tuple[ReferenceName, FrameGrid], Row] = {}
     for source, name in zip(sources, names, strict=True):
         model = load_model(replace(source, name=name), device=device)
         baselines = []
@@ -82,7 +82,7 @@ def line_up(
                 row = ProbedModel(label, reference, None, model.grid.sample_rate)
                 spectra[key] = (row, _SPECTRA[reference](model.grid, name=label))
             baselines.append(spectra[key][0].name)
-        kind = "huggingface" if source.format == "huggingface" else "trained"
+        kind: ModelKind = "huggingface" if source.format == "huggingface" else "trained"
         rate = model.grid.sample_rate
         row = ProbedModel(name, kind, str(source.folder), rate, tuple(baselines))
         asked.append((row, model))

@@ -95,7 +95,8 @@ def track_scores(
     rows = merged[0][1]
     scores = np.mean([metric.each(outputs, task, rows) for outputs, _ in merged], axis=0)
     tracks, place = np.unique(task.tracks[rows], return_inverse=True)
-    return tracks, np.bincount(place), np.bincount(place, weights=scores)
+    sums = np.bincount(place, weights=scores).astype(np.float64)
+    return tracks, np.bincount(place).astype(np.int64), sums
 
 
 def _scored(outputs_NC: Outputs, task: ProbeTask, rows: Rows) -> tuple[Outputs, Rows]:

@@ -71,9 +71,8 @@ def _best(grid: _Grid, head: int) -> Fit:
     """The learning rate with the best mean over seeds; of equals the highest."""
     rate = max(grid, key=lambda rate: np.mean([run.valid_H[head] for run in grid[rate]]))
     runs = grid[rate]
-    weights = None
-    if runs[0].weights_L is not None:
-        weights = tuple(np.mean([run.weights_L for run in runs], axis=0).tolist())
+    known = [run.weights_L for run in runs if run.weights_L is not None]
+    weights = tuple(np.mean(known, axis=0).tolist()) if known else None
     return Fit(
         {"learning_rate": rate},
         tuple(run.valid_H[head] for run in runs),
@@ -123,48 +122,64 @@ def _train(
     # Whoever calls keeps their random numbers; the order of rows comes from one generator.
     gpus = [device] if device.type == "cuda" else []
     order = np.random.default_rng((*seed, 0x3A7B))
-    with torch.random.fork_rng(devices=gpus), torch.enable_grad():
+    with torch.random.fork_rng(devices=gpus):
         torch.manual_seed(int(order.integers(2**62)))
         model = _Mlps(layers, dim, problem.outputs, mixing=mixing).to(device)
         optimizer = torch.optim.Adam(model.parameters(), lr=rate)
         batch = max(BATCH_ROWS, -(-len(train) // EPOCH_BATCHES))
-        best: list[float] = []
-        outputs: list[Outputs] = []
-        weights: tuple[float, ...] | None = None
-        waited: list[int] = []
+        best = _BestEpochs(heads=1 if mixing else layers)
         for _ in range(MAX_EPOCHS):
             model.train()
             shuffled = torch.from_numpy(order.permutation(len(train))).to(device)
-            for places in shuffled.split(batch):
+            for places in torch.split(shuffled, batch):
                 optimizer.zero_grad()
                 heads = model(features_LND[:, train[places]])
-                loss = sum(loss_sum(head, truth[places], problem.loss) for head in heads)
-                assert isinstance(loss, Tensor)
+                losses = [loss_sum(head, truth[places], problem.loss) for head in heads]
                 # Over rows alone: each head's gradient is what it would be without the others.
-                (loss / len(places)).backward()
+                mean = torch.stack(losses).sum() / len(places)
+                mean.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
-            scores = [
-                problem.valid_score(head * scale + centre)
-                for head in _answers(model, features_LND[:, valid])
-            ]
-            if not best:
-                best, waited = [-np.inf] * len(scores), [0] * len(scores)
-                outputs = [np.empty(0, dtype=np.float32)] * len(scores)
-            # A head that has waited long enough is done, whatever the others still gain.
-            going = [head for head in range(len(scores)) if waited[head] < PATIENCE_EPOCHS]
-            better = [head for head in going if scores[head] > best[head]]
+            answers = _answers(model, features_LND[:, valid])
+            better = best.improved([problem.valid_score(each * scale + centre) for each in answers])
             if better:
                 answers = _answers(model, features_LND[:, test])
-            for head in going:
-                waited[head] += 1
-            for head in better:
-                best[head], waited[head] = scores[head], 0
-                outputs[head] = answers[head] * scale + centre
+                for head in better:
+                    best.outputs[head] = answers[head] * scale + centre
                 if model.logits_L is not None:
-                    weights = tuple(model.logits_L.detach().softmax(dim=0).tolist())
-            if min(waited) >= PATIENCE_EPOCHS:
+                    best.weights_L = tuple(model.logits_L.detach().softmax(dim=0).tolist())
+            if best.done:
                 break
-    return _Trained(best, np.stack(outputs), weights)
+    return _Trained(best.scores, np.stack(best.outputs), best.weights_L)
+
+
+class _BestEpochs:
+    """Each head's best epoch so far; a head that has waited long enough is done.
+
+    However long the others still go on, so that none depends on which it is trained beside.
+    """
+
+    def __init__(self, *, heads: int) -> None:
+        self.scores = [-np.inf] * heads
+        self.outputs: list[Outputs] = [np.empty(0, dtype=np.float32)] * heads
+        self.weights_L: tuple[float, ...] | None = None
+        self._waited = [-1] * heads  # the first epoch is the best whatever it scores
+
+    @property
+    def done(self) -> bool:
+        return min(self._waited) >= PATIENCE_EPOCHS
+
+    def improved(self, scores: list[float]) -> list[int]:
+        """Takes an epoch's validation scores in; which heads have a new best one."""
+        better = []
+        for head, score in enumerate(scores):
+            if self._waited[head] >= PATIENCE_EPOCHS:
+                continue
+            if score > self.scores[head] or self._waited[head] < 0:
+                self.scores[head], self._waited[head] = score, 0
+                better.append(head)
+            else:
+                self._waited[head] += 1
+        return better
 
 
 @torch.no_grad()

@@ -82,14 +82,14 @@ def make_problem(task: ProbeTask, features_LND: npt.NDArray[np.float32]) -> Prob
     else:
         truth, loss = task.values, "binary" if task.answer == "multilabel" else "squared"
     metric, valid = METRICS[task.metrics[0]], task.rows("valid")
-    rows = [_feature_rows(task, task.rows(split)) for split in SPLITS]
+    rows = {split: _feature_rows(task, task.rows(split)) for split in SPLITS}
     return Problem(
         features_LND,
         truth,
         loss,
-        len(task.outputs),
-        *rows,
-        lambda outputs_NC: evaluate(metric, outputs_NC, task, valid),
+        outputs=len(task.outputs),
+        **rows,
+        valid_score=lambda outputs_NC: evaluate(metric, outputs_NC, task, valid),
     )
 
 

@@ -75,7 +75,7 @@ def run_probe(
     cache = cache or out / "corpus"
     kinds = sorted({TASK_KINDS[name] for name in tasks})
     rate = rows[0][0].sample_rate
-    sources = {
+    sources: dict[str, DemoTracks] = {
         kind: DemoTracks(
             CorpusSettings(kind, tracks or DEFAULT_TRACKS[kind], rate, seconds, seed), cache=cache
         )
