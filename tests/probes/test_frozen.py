@@ -194,8 +194,8 @@ def test_code_beside_a_foreign_folders_weights_is_not_run(tmp_path: Path) -> Non
 
 def test_a_folder_of_transformers_has_an_untrained_control_too(tmp_path: Path) -> None:
     save_stock("data2vec-audio", tmp_path)
-    found = line_up([tmp_path], references=["untrained", "log-mel"], seed=0, device=CPU)
-    again = line_up([tmp_path], references=["untrained"], seed=0, device=CPU)
+    found = line_up([tmp_path], references=["untrained", "log-mel"], seed=3, device=CPU)
+    again = line_up([tmp_path], references=["untrained"], seed=3, device=CPU)
     assert [row.name for row, _ in found] == [tmp_path.name, "untrained", "log-mel"]
     assert found[0][0].baselines == ("untrained", "log-mel")
     waveform = 0.1 * torch.randn(1, 16_000)
