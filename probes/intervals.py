@@ -22,7 +22,7 @@ from scipy.special import stdtrit
 
 DRAWS = 2_000
 JOINT_DRAWS = 500
-"""For measures that are no means: each draw computes them anew."""
+"""For measures that are no means: each draw computes them anew, and holds all examples."""
 
 LEVEL = 0.95
 
@@ -84,7 +84,7 @@ def mean_evidence(
 
 
 def joint_evidence(
-    measure: Callable[[int, npt.NDArray[np.int64]], float],
+    measure: Callable[[int, npt.NDArray[np.float64]], npt.NDArray[np.float64]],
     seeds: int,
     tracks: npt.NDArray[np.int64],
     *,
@@ -93,20 +93,19 @@ def joint_evidence(
 ) -> Evidence:
     """Evidence of a measure over all examples together, such as an area under a curve.
 
-    :param measure: its value, of a seed's number and the numbers of examples; ``nan`` where the
-        drawn examples leave it undefined, which takes no part.
+    :param measure: its values (draws,), of a seed's number and of how often each example was drawn
+        (draws, examples); ``nan`` where a draw leaves it undefined, which takes no part.
     :param seeds: number of seeds of the head.
     """
     values, row = np.unique(tracks, return_inverse=True)
-    members = [np.flatnonzero(row == track) for track in range(len(values))]
-    rng = np.random.default_rng(seed)
-    drawn = []
-    for _ in range(draws):
-        rows = np.concatenate([members[t] for t in rng.integers(len(values), size=len(values))])
-        drawn.append([measure(number, rows) for number in range(seeds)])
-    everything = np.arange(len(tracks))
-    values_S = np.array([measure(number, everything) for number in range(seeds)])
-    return Evidence(values_S, np.array(drawn), len(values))
+    num_tracks = len(values)
+    times_RT = np.random.default_rng(seed).multinomial(
+        num_tracks, np.full(num_tracks, 1.0 / num_tracks), size=draws
+    )
+    # The first row is the test as it is.
+    times_RN = np.concatenate([np.ones((1, len(tracks))), times_RT[:, row]])
+    found_RS = np.stack([measure(number, times_RN) for number in range(seeds)], axis=1)
+    return Evidence(found_RS[0], found_RS[1:], num_tracks)
 
 
 def accuracy_interval(

@@ -6,6 +6,7 @@
     roc_auc        multilabel  area under the ROC curve, mean over labels
     average_precision  multilabel  area under the precision-recall curve, mean over labels
     r2             regression  explained variance, mean over values
+    r2_arousal, r2_valence     of the first and of the second value
 
 All are better the higher. A metric that is a mean over examples gets its interval by adding sums
 up; the others are computed anew on each draw of tracks (``probes.intervals``).
@@ -17,9 +18,9 @@ from dataclasses import dataclass
 import mir_eval
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import average_precision_score, r2_score, roc_auc_score
 
 from etude.probes.beats import pick_beats
+from etude.probes.curves import Draws, average_precision, roc_auc
 from etude.probes.intervals import Evidence, joint_evidence, mean_evidence
 from etude.probes.task_types import AnswerKind, ProbeTask
 
@@ -49,8 +50,9 @@ class JointMetric:
 
     answer: AnswerKind
 
-    value: Callable[[npt.NDArray[np.float32], Outputs], float]
-    """Of the truth (examples, outputs) and of the outputs; ``nan`` where it is undefined."""
+    value: Callable[[npt.NDArray[np.float32], Outputs, Draws], Scores]
+    """Of the truth (examples, outputs), of the outputs, and of how often each example was drawn
+    (draws, examples): a value for each draw, ``nan`` where it is undefined."""
 
 
 Metric = MeanMetric | JointMetric
@@ -61,7 +63,7 @@ def evaluate(metric: Metric, outputs_NC: Outputs, task: ProbeTask, rows: Rows) -
     outputs_NC, rows = _scored(outputs_NC, task, rows)
     if isinstance(metric, MeanMetric):
         return float(metric.each(outputs_NC, task, rows).mean())
-    return metric.value(task.values[rows], outputs_NC)
+    return float(metric.value(task.values[rows], outputs_NC, np.ones((1, len(rows))))[0])
 
 
 def evidence(
@@ -80,7 +82,7 @@ def evidence(
         return mean_evidence(scores_SN, tracks, seed=seed)
     value, truth = metric.value, task.values[rows]
     return joint_evidence(
-        lambda number, drawn: value(truth[drawn], merged[number][0][drawn]),
+        lambda number, times_RN: value(truth, merged[number][0], times_RN),
         len(merged),
         tracks,
         seed=seed,
@@ -145,38 +147,34 @@ def beat_f_measure(truth: npt.NDArray[np.float64], found: npt.NDArray[np.float64
     return float(mir_eval.beat.f_measure(truth, found))
 
 
-def _roc_auc(truth_NC: npt.NDArray[np.float32], outputs_NC: Outputs) -> float:
-    known = _decided(truth_NC)
-    if not known.any():
-        return float("nan")
-    return float(roc_auc_score(truth_NC[:, known], outputs_NC[:, known]))
+def _r2(truth_NC: npt.NDArray[np.float32], outputs_NC: Outputs, times_RN: Draws) -> Scores:
+    """Mean over outputs of each draw."""
+    total_R1 = times_RN.sum(axis=1, keepdims=True)
+    # Around a value near the mean, so that the difference of squares below keeps its digits.
+    truth = truth_NC.astype(np.float64) - truth_NC.mean(axis=0)
+    spread_RC = times_RN @ truth**2 - (times_RN @ truth) ** 2 / total_R1
+    error_RC = times_RN @ (truth_NC.astype(np.float64) - outputs_NC) ** 2
+    known_RC = spread_RC > 1e-9 * total_R1
+    ratio_RC = error_RC / np.where(known_RC, spread_RC, np.nan)
+    values_R: Scores = (1.0 - ratio_RC).mean(axis=1)
+    return values_R
 
 
-def _average_precision(truth_NC: npt.NDArray[np.float32], outputs_NC: Outputs) -> float:
-    known = _decided(truth_NC)
-    if not known.any():
-        return float("nan")
-    return float(average_precision_score(truth_NC[:, known], outputs_NC[:, known]))
+def _r2_of(output: int) -> Callable[[npt.NDArray[np.float32], Outputs, Draws], Scores]:
+    def value(truth_NC: npt.NDArray[np.float32], outputs_NC: Outputs, times_RN: Draws) -> Scores:
+        return _r2(truth_NC[:, [output]], outputs_NC[:, [output]], times_RN)
 
-
-def _decided(truth_NC: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-    """Labels that some examples have and some have not: of others there is no curve."""
-    decided: npt.NDArray[np.bool_] = truth_NC.min(axis=0) < truth_NC.max(axis=0)
-    return decided
-
-
-def _r2(truth_NC: npt.NDArray[np.float32], outputs_NC: Outputs) -> float:
-    if len(truth_NC) < 2:
-        return float("nan")
-    return float(r2_score(truth_NC, outputs_NC))
+    return value
 
 
 METRICS: Mapping[str, Metric] = {
     "accuracy": MeanMetric("classes", _accuracy),
     "key_score": MeanMetric("classes", _key_score),
     "f_measure": MeanMetric("beats", _f_measure),
-    "roc_auc": JointMetric("multilabel", _roc_auc),
-    "average_precision": JointMetric("multilabel", _average_precision),
+    "roc_auc": JointMetric("multilabel", roc_auc),
+    "average_precision": JointMetric("multilabel", average_precision),
     "r2": JointMetric("regression", _r2),
+    "r2_arousal": JointMetric("regression", _r2_of(0)),
+    "r2_valence": JointMetric("regression", _r2_of(1)),
 }
 """By the names that tasks use; the kind of answer says which tasks may."""

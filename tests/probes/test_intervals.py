@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 
 from etude.probes.intervals import (
     accuracy_interval,
@@ -84,6 +85,8 @@ def test_the_interval_over_tracks_and_seeds_covers_the_truth() -> None:
 def test_a_joint_measure_that_is_a_mean_has_the_means_interval() -> None:
     scores = np.random.default_rng(8).random(180)
     mean = mean_evidence(scores[None], TRACKS, seed=0).interval
-    joint = joint_evidence(lambda _, rows: float(scores[rows].mean()), 1, TRACKS, seed=0).interval
-    assert joint.value == mean.value
+    joint = joint_evidence(
+        lambda _, times_RN: times_RN @ scores / times_RN.sum(axis=1), 1, TRACKS, seed=0
+    ).interval
+    assert joint.value == pytest.approx(mean.value)
     assert abs(joint.low - mean.low) < 0.01 and abs(joint.high - mean.high) < 0.01
