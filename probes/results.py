@@ -192,6 +192,17 @@ class ProbeResults:
         heads = next(iter(self.tasks.values())).heads
         return "\n\n".join(self._head_table(head, named=len(heads) > 1) for head in heads)
 
+    def further_table(self) -> str:
+        """The first head's further metrics at the layers that the first metric chose."""
+        rows = [["test score [95 %]"]]
+        rows += [[model.name] for model in self.models]
+        for name, result in self.tasks.items():
+            for metric in result.task.metrics[1:]:
+                rows[0].append(f"{name} ({metric})")
+                for row, model in zip(rows[1:], self.models, strict=True):
+                    row.append(_cell(result.first.further[model.name][metric]))
+        return aligned(rows) if len(rows[0]) > 1 else ""
+
     def write(self, folder: Path) -> None:
         """Writes ``results.json`` and ``layers.png``."""
         # Imported here alone: figures want matplotlib, whoever reads results does without.
