@@ -19,7 +19,7 @@ from etude.pretrain.sweeps.question import Question
 from etude.pretrain.sweeps.runs import SweepRun, all_runs
 from etude.pretrain.sweeps.slurm import array_script
 from etude.pretrain.sweeps.training import Failure, train_runs
-from etude.probes.tasks import TASK_NAMES, TaskName
+from etude.probes.tasks import DEFAULT_TASKS, TASK_NAMES, TaskName
 
 HERE = Path(__file__).parent
 
@@ -121,7 +121,7 @@ def _parse() -> argparse.Namespace:
 
 
 def _tasks(question: Question) -> list[TaskName]:
-    asked = question.probe.tasks or TASK_NAMES
+    asked = question.probe.tasks or DEFAULT_TASKS
     if unknown := [name for name in asked if name not in TASK_NAMES]:
         raise InputError(
             f"`probe.tasks` in {question.path} must be among {', '.join(TASK_NAMES)}, but names "

@@ -18,9 +18,9 @@ import os
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,7 @@ from etude.data.demo import render
 from etude.data.demo.render import Kind
 from etude.data.errors import DataError
 from etude.data.files import json_bytes
+from etude.probes.task_types import Clip
 
 PROBE_SEED_BASE = 1_000_003
 """Added to the user's seed: the first seed of the namespace that belongs to probing."""
@@ -107,6 +108,57 @@ def open_corpus(settings: CorpusSettings, *, cache: Path) -> Corpus:
             f"{folder} is no corpus that probes rendered ({error}). Delete it: it is rendered anew."
         ) from error
     return Corpus(settings, audio, labels)
+
+
+@final
+class DemoTracks:
+    """Rendered tracks of one kind as an :class:`AudioSource`, a corpus for each rate that is asked.
+
+    :param settings: of one rate; other rates are rendered as they are asked for.
+    :param cache: folder of the corpora.
+    """
+
+    def __init__(self, settings: CorpusSettings, *, cache: Path) -> None:
+        self._settings = settings
+        self._cache = cache
+        self._corpora: dict[int, Corpus] = {}
+
+    @property
+    def name(self) -> str:
+        """The kind of its tracks."""
+        return self._settings.kind
+
+    @property
+    def identity(self) -> str:
+        """The settings and the renderer's source, the rate apart."""
+        return replace(self._settings, sample_rate=RENDER_RATE).folder_name
+
+    @property
+    def num_tracks(self) -> int:
+        """How many it has."""
+        return self._settings.tracks
+
+    @property
+    def seconds(self) -> float:
+        """Length of each track."""
+        return self._settings.seconds
+
+    @property
+    def labels(self) -> Sequence[dict[str, Any]]:
+        """The renderer's labels, one mapping per track; the same at every rate."""
+        return self.at(self._settings.sample_rate).labels
+
+    def at(self, sample_rate: int) -> Corpus:
+        """The tracks at one rate, rendered where they have not been yet."""
+        if sample_rate not in self._corpora:
+            settings = replace(self._settings, sample_rate=sample_rate)
+            self._corpora[sample_rate] = open_corpus(settings, cache=self._cache)
+        return self._corpora[sample_rate]
+
+    def read(self, clip: Clip, sample_rate: int) -> npt.NDArray[np.float32]:
+        """The clip's samples, in [-1, 1)."""
+        corpus = self.at(sample_rate)
+        return corpus.clip(clip.track, start=clip.start, seconds=clip.seconds)
 
 
 class _Job(NamedTuple):

@@ -1,10 +1,10 @@
-"""The models that are probed: a trained encoder, the same one untrained, log-mel, Hugging Face's.
+"""The models that are probed: a trained encoder, the same one untrained, Hugging Face's.
 
-The untrained encoder says what the architecture alone gives, log-mel what the spectrum alone gives:
-a trained encoder that does not beat both has learnt nothing that this probe can see.
+The untrained encoder says what the architecture alone gives, ``probes.spectra`` what the spectrum
+alone gives: a trained encoder that does not beat both has learnt nothing that this probe can see.
 """
 
-import math
+import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,24 +15,28 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from etude.data.errors import InputError
+from etude.data.files import file_sha256
 from etude.models.encoder import Encoder
 from etude.models.frames import FrameGrid
-from etude.models.spectral import LogMel
 from etude.models.weights import CONFIG_NAME, WEIGHTS_NAME, load_encoder
-
-LOGMEL_BINS = 128
-LOGMEL_WINDOW_SECONDS = 0.128
-"""Long enough to tell G3 from G#3 (12 Hz apart), short beside a note of 0.25 s."""
 
 HF_CONFIG_NAME = "config.json"
 
 
 @final
 class EncoderModel:
-    """An :class:`Encoder`, trained or not."""
+    """An :class:`Encoder`, trained or not.
 
-    def __init__(self, encoder: Encoder, *, name: str, device: torch.device) -> None:
+    :param identity: changes whenever its features may: the weights' content.
+    """
+
+    with_deviation = False
+
+    def __init__(
+        self, encoder: Encoder, *, name: str, device: torch.device, identity: str = ""
+    ) -> None:
         self.name = name
+        self.identity = identity
         self.grid = encoder.grid
         self.encoder = encoder.eval().to(device)
         self._device = device
@@ -40,21 +44,6 @@ class EncoderModel:
     def layers(self, waveform: Tensor) -> list[Tensor]:
         """Input of the first layer and output of each."""
         return list(self.encoder(waveform.to(self._device)).hidden_states)
-
-
-@final
-class LogMelModel:
-    """Log-mel bands on an encoder's grid, as one layer."""
-
-    def __init__(self, grid: FrameGrid, *, name: str = "log-mel") -> None:
-        self.name = name
-        self.grid = grid
-        n_fft = 2 ** round(math.log2(LOGMEL_WINDOW_SECONDS * grid.sample_rate))
-        self._transform = LogMel(grid, bins=LOGMEL_BINS, n_fft=n_fft)
-
-    def layers(self, waveform: Tensor) -> list[Tensor]:
-        """The bands."""
-        return [self._transform(waveform)]
 
 
 class _HfEncoder(Protocol):
@@ -67,10 +56,13 @@ class _HfEncoder(Protocol):
 
 @final
 class HfModel:
-    """A Hugging Face folder: ours, exported, or one of the released models."""
+    """A Hugging Face folder: ours, exported, or one of the released models; or one untrained."""
 
-    def __init__(self, encoder: _HfEncoder, *, name: str) -> None:
+    with_deviation = False
+
+    def __init__(self, encoder: _HfEncoder, *, name: str, identity: str = "") -> None:
         self.name = name
+        self.identity = identity
         self.grid = encoder.grid
         self._encoder = encoder
 
@@ -126,8 +118,10 @@ def load_model(source: ModelSource, *, device: torch.device) -> EncoderModel | H
         from etude.models.hf.load import load_hf_encoder
     try:
         if source.format == "huggingface":
-            return HfModel(load_hf_encoder(source.folder, device=device), name=source.name)
-        return EncoderModel(load_encoder(source.folder), name=source.name, device=device)
+            hf_encoder = load_hf_encoder(source.folder, device=device)
+            return HfModel(hf_encoder, name=source.name, identity=_content(source))
+        encoder = load_encoder(source.folder)
+        return EncoderModel(encoder, name=source.name, device=device, identity=_content(source))
     except (FileNotFoundError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"the encoder in {source.folder} cannot be loaded: {error}") from error
 
@@ -136,7 +130,41 @@ def untrained(model: EncoderModel, *, seed: int, name: str, device: torch.device
     """An encoder of the same settings with fresh weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return EncoderModel(Encoder(model.encoder.config), name=name, device=device)
+        encoder = Encoder(model.encoder.config)
+    identity = f"untrained {seed} {model.encoder.config.model_dump_json()}"
+    return EncoderModel(encoder, name=name, device=device, identity=identity)
+
+
+def untrained_hf(source: ModelSource, *, seed: int, name: str, device: torch.device) -> HfModel:
+    """A Hugging Face folder's model with fresh weights, as transformers starts them."""
+    from etude.models.hf.load import describe, fresh_hf_encoder
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoder = fresh_hf_encoder(source.folder, device=device)
+    return HfModel(encoder, name=name, identity=f"untrained {seed} {describe(source.folder)}")
+
+
+def shape_of(model: EncoderModel | HfModel, source: ModelSource) -> str:
+    """Equal for models that would be the same untrained."""
+    if isinstance(model, EncoderModel):
+        return model.encoder.config.model_dump_json()
+    from etude.models.hf.load import describe
+
+    return describe(source.folder)
+
+
+def _content(source: ModelSource) -> str:
+    """A digest of the files that a model's features follow from."""
+    if source.format == "etude":
+        paths = [source.folder / CONFIG_NAME, source.folder / WEIGHTS_NAME]
+    else:
+        suffixes = {".json", ".safetensors", ".bin"}
+        paths = sorted(p for p in source.folder.iterdir() if p.suffix in suffixes and p.is_file())
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(f"{path.name} {file_sha256(path)}\n".encode())
+    return digest.hexdigest()
 
 
 def _holds_encoder(folder: Path) -> bool:

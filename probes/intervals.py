@@ -7,8 +7,12 @@ drawn tracks: what a hard track costs both of them cancels.
 What such an interval speaks of is other tracks, not other trainings: two untrained encoders that
 differ in their seed alone can differ by 5 points of pitch, interval clear of zero. Of other
 trainings speaks ``paired_interval``, which needs several of them, in pairs that share a seed.
+
+A head that starts from random weights adds an error of its own. ``Evidence`` holds a measure per
+seed of the head, on the test's tracks and on tracks drawn again, and adds both errors up.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +21,9 @@ import numpy.typing as npt
 from scipy.special import stdtrit
 
 DRAWS = 2_000
+JOINT_DRAWS = 500
+"""For measures that are no means: each draw computes them anew, and holds all examples."""
+
 LEVEL = 0.95
 
 
@@ -29,15 +36,88 @@ class Interval:
     high: float
 
 
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """A measure on the test, once per seed of the head: as it came out, and on tracks drawn again.
+
+    Of models asked the same, evidence is drawn on the same tracks: ``minus`` subtracts draw by
+    draw and seed by seed, so that what a hard track costs both of them cancels.
+    """
+
+    values_S: npt.NDArray[np.float64]
+    """By seed."""
+
+    drawn_RS: npt.NDArray[np.float64]
+    """By draw and seed."""
+
+    tracks: int
+    """Tracks in the test."""
+
+    def minus(self, other: "Evidence") -> "Evidence":
+        """The difference; a head without seeds counts beside every seed of another."""
+        return Evidence(self.values_S - other.values_S, self.drawn_RS - other.drawn_RS, self.tracks)
+
+    @property
+    def interval(self) -> Interval:
+        """Over other tracks, and over other seeds where there is more than one."""
+        return _both_errors(self.values_S, self.drawn_RS.mean(axis=1), self.tracks)
+
+
+def mean_evidence(
+    scores_SN: npt.NDArray[np.float64],
+    tracks: npt.NDArray[np.int64],
+    *,
+    seed: int,
+    draws: int = DRAWS,
+) -> Evidence:
+    """Evidence of a measure that is a mean over examples, such as accuracy.
+
+    :param scores_SN: of each example, by seed of the head.
+    :param tracks: the track of each example, (examples,).
+    :param seed: decides the draws.
+    """
+    _, row = np.unique(tracks, return_inverse=True)
+    sums_ST = np.stack([np.bincount(row, weights=scores_N) for scores_N in scores_SN])
+    counts_T = np.bincount(row)
+    drawn_RS = _drawn_means(sums_ST.T, counts_T, seed=seed, draws=draws)
+    return Evidence(scores_SN.mean(axis=1), drawn_RS, len(counts_T))
+
+
+def joint_evidence(
+    measure: Callable[[int, npt.NDArray[np.float64]], npt.NDArray[np.float64]],
+    seeds: int,
+    tracks: npt.NDArray[np.int64],
+    *,
+    seed: int,
+    draws: int = JOINT_DRAWS,
+) -> Evidence:
+    """Evidence of a measure over all examples together, such as an area under a curve.
+
+    :param measure: its values (draws,), of a seed's number and of how often each example was drawn
+        (draws, examples); ``nan`` where a draw leaves it undefined, which takes no part.
+    :param seeds: number of seeds of the head.
+    """
+    values, row = np.unique(tracks, return_inverse=True)
+    num_tracks = len(values)
+    times_RT = np.random.default_rng(seed).multinomial(
+        num_tracks, np.full(num_tracks, 1.0 / num_tracks), size=draws
+    )
+    # The first row is the test as it is.
+    times_RN = np.concatenate([np.ones((1, len(tracks))), times_RT[:, row]])
+    found_RS = np.stack([measure(number, times_RN) for number in range(seeds)], axis=1)
+    return Evidence(found_RS[0], found_RS[1:], num_tracks)
+
+
 def accuracy_interval(
     correct: npt.NDArray[np.bool_], tracks: npt.NDArray[np.int64], *, seed: int, draws: int = DRAWS
 ) -> Interval:
-    """Accuracy over test examples.
+    """Accuracy over test examples, of a head without seeds.
 
     :param correct: whether each example was answered right, (examples,).
     :param tracks: the track of each example, (examples,).
     """
-    return _interval(correct.astype(np.float64), tracks, seed=seed, draws=draws)
+    scores_SN = correct.astype(np.float64)[None]
+    return mean_evidence(scores_SN, tracks, seed=seed, draws=draws).interval
 
 
 def difference_interval(
@@ -49,8 +129,8 @@ def difference_interval(
     draws: int = DRAWS,
 ) -> Interval:
     """Accuracy minus a baseline's accuracy on the same examples in the same order."""
-    gain = correct.astype(np.float64) - baseline.astype(np.float64)
-    return _interval(gain, tracks, seed=seed, draws=draws)
+    gain_SN = (correct.astype(np.float64) - baseline.astype(np.float64))[None]
+    return mean_evidence(gain_SN, tracks, seed=seed, draws=draws).interval
 
 
 def paired_interval(
@@ -76,19 +156,11 @@ def paired_interval(
     :param examples_T: questions asked of each track.
     """
     trainings, tracks = gain_ST.shape
-    value = float(gain_ST.sum() / examples_T.sum() / trainings)
     if tracks < 2:
+        value = float(gain_ST.sum() / examples_T.sum() / trainings)
         return Interval(value, -1.0, 1.0)  # one track says nothing of others
     drawn = _drawn_means(gain_ST.mean(axis=0), examples_T, seed=seed, draws=draws)
-    if trainings == 1:
-        return _percentiles(value, drawn)
-    over_tracks = float(drawn.var())
-    over_trainings = float((gain_ST.sum(axis=1) / examples_T.sum()).var(ddof=1)) / trainings
-    variance = over_tracks + over_trainings
-    if variance == 0.0:
-        return Interval(value, value, value)
-    parts = over_trainings**2 / (trainings - 1) + over_tracks**2 / (tracks - 1)
-    return _student(value, variance, freedom=variance**2 / parts)
+    return _both_errors(gain_ST.sum(axis=1) / examples_T.sum(), drawn, tracks)
 
 
 def trainings_interval(differences_S: npt.NDArray[np.float64]) -> Interval:
@@ -103,12 +175,21 @@ def _student(value: float, variance: float, *, freedom: float) -> Interval:
     return Interval(value, value - half, value + half)
 
 
-def _interval(
-    scores: npt.NDArray[np.float64], tracks: npt.NDArray[np.int64], *, seed: int, draws: int
+def _both_errors(
+    values_S: npt.NDArray[np.float64], drawn_R: npt.NDArray[np.float64], tracks: int
 ) -> Interval:
-    _, row = np.unique(tracks, return_inverse=True)
-    sums, counts = np.bincount(row, weights=scores), np.bincount(row)
-    return _percentiles(float(scores.mean()), _drawn_means(sums, counts, seed=seed, draws=draws))
+    """The interval of a mean over trainings, or over seeds of a head; see ``paired_interval``."""
+    value, trainings = float(values_S.mean()), len(values_S)
+    drawn_R = drawn_R[~np.isnan(drawn_R)]
+    if trainings == 1 or tracks < 2:
+        return _percentiles(value, drawn_R)
+    over_tracks = float(drawn_R.var())
+    over_trainings = float(values_S.var(ddof=1)) / trainings
+    variance = over_tracks + over_trainings
+    if variance == 0.0:
+        return Interval(value, value, value)
+    parts = over_trainings**2 / (trainings - 1) + over_tracks**2 / (tracks - 1)
+    return _student(value, variance, freedom=variance**2 / parts)
 
 
 def _drawn_means(
@@ -118,13 +199,14 @@ def _drawn_means(
     seed: int,
     draws: int,
 ) -> npt.NDArray[np.float64]:
-    """Means over examples of tracks drawn again, (draws,)."""
+    """Means over examples of tracks drawn again, (draws, ...), of sums (tracks, ...)."""
     num_tracks = len(counts)
     # How often each track is drawn, (draws, tracks): one matrix product instead of a loop.
     times = np.random.default_rng(seed).multinomial(
         num_tracks, np.full(num_tracks, 1.0 / num_tracks), size=draws
     )
-    means: npt.NDArray[np.float64] = (times @ sums) / (times @ counts)
+    examples = times @ counts
+    means: npt.NDArray[np.float64] = (times @ sums) / examples.reshape(-1, *[1] * (sums.ndim - 1))
     return means
 
 

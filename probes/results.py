@@ -1,38 +1,56 @@
-"""What a probe run found, and its three forms: ``results.json``, a table, a figure.
+"""What a probe run found, and its forms: ``results.json``, a table, a figure (``probes.figure``).
 
 ``results.json``:
 
-    settings        seed, tracks per kind, seconds, clip_seconds, regularisation, bootstrap draws
-    models          name, path, kind, sample_rate, layers of every representation
+    settings        seed, tracks per kind, seconds, clip_seconds, heads, head_seeds, weighted_sum,
+                    regularisation, bootstrap draws
+    models          name, path, kind, sample_rate, baselines
     tasks.NAME
+      answer        classes, multilabel, regression or beats;  metric: its first one
       classes       in label order
-      splits        per split: tracks, clips, examples, class_counts
-      chance        1 / number of classes
-      majority_rate test accuracy of always answering training's most frequent class
+      splits        per split: tracks, clips, examples; of classes also class_counts
+      constant      the metric of the best answer without listening
+      chance        1 / number of classes;  majority_rate: ``constant`` again.  Of classes alone
       test_tracks   numbers of the test's tracks; test_examples: how many questions each was asked
-      results.MODEL chosen_layer, valid_accuracy, test {value, low, high}, layers [...],
-                    test_right: how many each test track had right at the chosen layer
-      differences   [{model, baseline, value, low, high}], accuracies subtracted
+      results.MODEL what the first head found:
+        chosen_layer, valid_METRIC, test {value, low, high}, layers [...]
+        test_right  of each test track the sum of what its examples scored at the chosen layer
+        further     the task's other metrics at the chosen layer, {value, low, high}
+        weighted_sum  valid_METRIC, test {value, low, high}, what was tuned, layer_weights
+        heads.NAME  the same of every further head
+      differences   [{model, baseline, value, low, high}], of the first head's metric
+      head_differences.NAME  the same of every further head
+
+METRIC is the task's first metric: ``valid_accuracy`` of classes. For a head with several random
+starts, values are means over them.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from etude.data.files import json_bytes, write_bytes
 from etude.data.text import aligned
-from etude.probes.intervals import Interval
-from etude.probes.linear import ProbeScore
+from etude.probes.beats import regular_pulse
+from etude.probes.heads import HeadName, HeadScore, LayerScore
+from etude.probes.intervals import Evidence, Interval
+from etude.probes.metrics import (
+    METRICS,
+    MeanMetric,
+    beat_f_measure,
+    evaluate,
+    evidence,
+    track_scores,
+)
 from etude.probes.splits import SPLITS
-from etude.probes.tasks import ProbeTask, TaskName
+from etude.probes.task_types import ProbeTask
 
 RESULTS_NAME = "results.json"
-FIGURE_NAME = "layers.png"
 
-ModelKind = Literal["trained", "huggingface", "untrained", "log-mel"]
+ModelKind = Literal["trained", "huggingface", "untrained", "log-mel", "chroma", "mfcc"]
 
 
 @dataclass(frozen=True)
@@ -50,34 +68,107 @@ class ProbedModel:
 
 @dataclass(frozen=True)
 class Difference:
-    """Accuracy of a model minus a baseline's, on the same test examples."""
+    """A metric of a model minus a baseline's, on the same test examples."""
 
     model: str
     baseline: str
     interval: Interval
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class HeadResult:
+    """All models under one head."""
+
+    scores: Mapping[str, HeadScore]
+    test: Mapping[str, Interval]
+    """The first metric of each model's chosen layer."""
+    further: Mapping[str, Mapping[str, Interval]]
+    """The other metrics, by model and name."""
+    sums: Mapping[str, Interval]
+    """The first metric of each model's weighted sum, where there is one."""
+    differences: tuple[Difference, ...]
+
+
+@dataclass(frozen=True, eq=False)
 class TaskResult:
     """All models on one task."""
 
     task: ProbeTask
-    scores: dict[str, ProbeScore]
-    test: dict[str, Interval]
-    """Test accuracy of each model's chosen layer."""
-    differences: tuple[Difference, ...]
+    heads: Mapping[HeadName, HeadResult]
+    """By name, in the order asked; the first one is drawn."""
 
     @property
-    def chance(self) -> float:
-        """Accuracy of a guess without looking at anything."""
-        return 1.0 / len(self.task.classes)
+    def first(self) -> HeadResult:
+        """The first head's."""
+        return next(iter(self.heads.values()))
 
     @property
-    def majority_rate(self) -> float:
-        """Test accuracy of the most frequent class in training."""
-        labels = self.task.labels
-        frequent = np.bincount(labels[self.task.rows("train")]).argmax()
-        return float(np.mean(labels[self.task.rows("test")] == frequent))
+    def chance(self) -> float | None:
+        """Accuracy of a guess without looking at anything; of classes alone."""
+        return 1.0 / len(self.task.outputs) if self.task.answer == "classes" else None
+
+    @property
+    def constant(self) -> float:
+        """The metric on the test of the answer that fits training best, whatever is heard."""
+        task, rows = self.task, self.task.rows("test")
+        train = task.rows("train")
+        if task.answer == "beats":
+            pulse = regular_pulse([task.examples[row] for row in train])
+            truths = [np.asarray(task.examples[row].truth, dtype=np.float64) for row in rows]
+            return float(np.mean([beat_f_measure(truth, pulse) for truth in truths]))
+        if task.answer == "classes":
+            answer = np.bincount(task.labels[train], minlength=len(task.outputs))
+        else:
+            answer = task.values[train].mean(axis=0)
+        outputs_NC = np.tile(answer.astype(np.float32), (len(rows), 1))
+        return evaluate(METRICS[task.metrics[0]], outputs_NC, task, rows)
+
+
+def judge(
+    task: ProbeTask,
+    scores: Mapping[HeadName, Mapping[str, HeadScore]],
+    models: Sequence[ProbedModel],
+    *,
+    seed: int,
+) -> TaskResult:
+    """Intervals of all models, and of what they differ by.
+
+    :param scores: by head and model.
+    :param seed: decides the draws, which are the same for all.
+    """
+    return TaskResult(
+        task, {head: _judge_head(task, found, models, seed) for head, found in scores.items()}
+    )
+
+
+def _judge_head(
+    task: ProbeTask, scores: Mapping[str, HeadScore], models: Sequence[ProbedModel], seed: int
+) -> HeadResult:
+    rows = task.rows("test")
+    first, *others = task.metrics
+
+    def found(score: LayerScore, metric: str) -> Evidence:
+        return evidence(METRICS[metric], score.fit.outputs_SNC, task, rows, seed=seed)
+
+    chosen = {name: found(score.chosen, first) for name, score in scores.items()}
+    return HeadResult(
+        scores,
+        {name: each.interval for name, each in chosen.items()},
+        {
+            name: {metric: found(score.chosen, metric).interval for metric in others}
+            for name, score in scores.items()
+        },
+        {
+            name: found(score.weighted_sum, first).interval
+            for name, score in scores.items()
+            if score.weighted_sum is not None
+        },
+        tuple(
+            Difference(model.name, baseline, chosen[model.name].minus(chosen[baseline]).interval)
+            for model in models
+            for baseline in model.baselines
+        ),
+    )
 
 
 @dataclass(frozen=True)
@@ -86,7 +177,7 @@ class ProbeResults:
 
     settings: dict[str, Any]
     models: tuple[ProbedModel, ...]
-    tasks: dict[TaskName, TaskResult]
+    tasks: Mapping[str, TaskResult]
 
     def as_json(self) -> dict[str, Any]:
         """The content of ``results.json``."""
@@ -97,110 +188,149 @@ class ProbeResults:
         }
 
     def table(self) -> str:
-        """Test accuracies with their 95 % intervals, and the differences below."""
-        rows: list[list[str]] = [["test accuracy [95 %] (layer)", *self.tasks]]
-        for model in self.models:
-            cells = []
-            for result in self.tasks.values():
-                score, chosen = result.scores[model.name], result.test[model.name]
-                layer = f" ({score.chosen.layer})" if len(score.layers) > 1 else ""
-                cells.append(f"{chosen.value:.3f} [{chosen.low:.3f}, {chosen.high:.3f}]{layer}")
-            rows.append([model.name, *cells])
-        rows.append(["majority", *(f"{r.majority_rate:.3f}" for r in self.tasks.values())])
-        rows.append(["chance", *(f"{r.chance:.3f}" for r in self.tasks.values())])
-        # Every task has the same pairs in the same order.
-        for pair in zip(*(result.differences for result in self.tasks.values()), strict=True):
-            cells = [
-                f"{d.interval.value:+.3f} [{d.interval.low:+.3f}, {d.interval.high:+.3f}]"
-                for d in pair
-            ]
-            rows.append([f"{pair[0].model} - {pair[0].baseline}", *cells])
-        return aligned(rows)
+        """A table for each head: the metric with its 95 % interval, and the differences below."""
+        heads = next(iter(self.tasks.values())).heads
+        return "\n\n".join(self._head_table(head, named=len(heads) > 1) for head in heads)
+
+    def further_table(self) -> str:
+        """The first head's further metrics at the layers that the first metric chose."""
+        rows = [["test score [95 %]"]]
+        rows += [[model.name] for model in self.models]
+        for name, result in self.tasks.items():
+            for metric in result.task.metrics[1:]:
+                rows[0].append(f"{name} ({metric})")
+                for row, model in zip(rows[1:], self.models, strict=True):
+                    row.append(_cell(result.first.further[model.name][metric]))
+        return aligned(rows) if len(rows[0]) > 1 else ""
 
     def write(self, folder: Path) -> None:
         """Writes ``results.json`` and ``layers.png``."""
-        write_bytes(folder / RESULTS_NAME, json_bytes(self.as_json()))
-        self._figure().savefig(folder / FIGURE_NAME, dpi=150)
+        # Imported here alone: figures want matplotlib, whoever reads results does without.
+        from etude.probes.figure import draw
 
-    def _figure(self) -> Figure:
-        """One panel per task: accuracy over layers; a ring marks what validation chose."""
-        figure = Figure(figsize=(4.2 * len(self.tasks), 3.8), layout="constrained")
-        panels = figure.subplots(1, len(self.tasks), squeeze=False)[0]
-        for panel, (name, result) in zip(panels, self.tasks.items(), strict=True):
-            for number, model in enumerate(self.models):
-                score, colour = result.scores[model.name], f"C{number}"
-                if len(score.layers) == 1:
-                    accuracy = score.chosen.test_accuracy
-                    panel.axhline(accuracy, color=colour, linestyle="--", label=model.name)
-                    continue
-                style = ":" if model.kind == "untrained" else "-"
-                layers = [layer.layer for layer in score.layers]
-                values = [layer.test_accuracy for layer in score.layers]
-                panel.plot(
-                    layers, values, style, marker="o", markersize=4, color=colour, label=model.name
-                )
-                chosen, interval = score.chosen, result.test[model.name]
-                panel.plot(
-                    [chosen.layer],
-                    [chosen.test_accuracy],
-                    marker="o",
-                    markersize=10,
-                    markerfacecolor="none",
-                    color=colour,
-                )
-                panel.vlines(chosen.layer, interval.low, interval.high, color=colour, alpha=0.5)
-            panel.axhline(result.chance, color="grey", linewidth=0.8, label="chance")
-            panel.set_title(f"{name} ({len(result.task.classes)} classes)")
-            panel.set_xlabel("layer (0: input of the first)")
-            panel.set_ylim(0.0, 1.0)
-            panel.xaxis.get_major_locator().set_params(integer=True)
-            panel.grid(alpha=0.25)
-        panels[0].set_ylabel("test accuracy")
-        figure.suptitle("Linear probes; ring: layer chosen on validation, bar: 95 %", fontsize=10)
-        handles, names = panels[0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 5))
-        return figure
+        write_bytes(folder / RESULTS_NAME, json_bytes(self.as_json()))
+        draw(self, folder)
+
+    def _head_table(self, head: HeadName, *, named: bool) -> str:
+        by_task = {name: (result, result.heads[head]) for name, result in self.tasks.items()}
+        accuracies = all(result.task.metrics[0] == "accuracy" for result in self.tasks.values())
+        title = f"test {'accuracy' if accuracies else 'score'} [95 %] (layer)"
+        rows: list[list[str]] = [[f"{head}, {title}" if named else title]]
+        for name, (result, _) in by_task.items():
+            metric = result.task.metrics[0]
+            rows[0].append(name if metric == "accuracy" else f"{name} ({metric})")
+        for model in self.models:
+            cells, sums = [], []
+            for _, found in by_task.values():
+                score = found.scores[model.name]
+                layer = f" ({score.chosen.layer})" if len(score.layers) > 1 else ""
+                cells.append(_cell(found.test[model.name]) + layer)
+                sums.append(_cell(found.sums[model.name]) if model.name in found.sums else "")
+            rows.append([model.name, *cells])
+            if any(sums):
+                rows.append([f"{model.name}, all layers", *sums])
+        results = [result for result, _ in by_task.values()]
+        classes = all(result.chance is not None for result in results)
+        rows.append(["majority" if classes else "constant"])
+        rows[-1] += [f"{result.constant:.3f}" for result in results]
+        rows.append(["chance", *("" if r.chance is None else f"{r.chance:.3f}" for r in results)])
+        # Every task has the same pairs in the same order.
+        for pair in zip(*(found.differences for _, found in by_task.values()), strict=True):
+            cells = [_cell(difference.interval, sign="+") for difference in pair]
+            rows.append([f"{pair[0].model} - {pair[0].baseline}", *cells])
+        return aligned(rows)
+
+
+def _cell(interval: Interval, *, sign: str = "") -> str:
+    return f"{interval.value:{sign}.3f} [{interval.low:{sign}.3f}, {interval.high:{sign}.3f}]"
 
 
 def _task_json(result: TaskResult) -> dict[str, Any]:
     task = result.task
-    test_tracks, row = np.unique(task.tracks[task.rows("test")], return_inverse=True)
-    splits = {}
+    splits: dict[str, dict[str, Any]] = {}
     for split in SPLITS:
         examples = [example for example in task.examples if example.split == split]
         splits[split] = {
             "tracks": len({example.clip.track for example in examples}),
             "clips": len({example.clip for example in examples}),
             "examples": len(examples),
-            "class_counts": task.class_counts(split),
         }
-    return {
-        "classes": list(task.classes),
+        if task.answer == "classes":
+            splits[split]["class_counts"] = task.class_counts(split)
+    (first, found), *others = result.heads.items()
+    guesses = {"constant": result.constant}
+    if result.chance is not None:
+        guesses |= {"chance": result.chance, "majority_rate": result.constant}
+    content = {
+        "answer": task.answer,
+        "metric": task.metrics[0],
+        "classes": list(task.outputs),
         "splits": splits,
-        "chance": result.chance,
-        "majority_rate": result.majority_rate,
-        "test_tracks": test_tracks.tolist(),
-        "test_examples": np.bincount(row).tolist(),
+        **guesses,
+        **_asked(task, next(iter(found.scores.values()))),
         "results": {
             name: {
-                "chosen_layer": score.chosen.layer,
-                "valid_accuracy": score.chosen.valid_accuracy,
-                "test": asdict(result.test[name]),
-                "test_right": np.bincount(row, score.chosen.test_correct).astype(int).tolist(),
-                "layers": [
-                    {
-                        "layer": layer.layer,
-                        "regularisation": layer.regularisation,
-                        "valid_accuracy": layer.valid_accuracy,
-                        "test_accuracy": layer.test_accuracy,
-                    }
-                    for layer in score.layers
-                ],
+                **_model_json(task, found, name),
+                "heads": {head: _model_json(task, other, name) for head, other in others},
             }
-            for name, score in result.scores.items()
+            for name in found.scores
         },
-        "differences": [
-            {"model": d.model, "baseline": d.baseline, **asdict(d.interval)}
-            for d in result.differences
-        ],
+        "differences": _differences_json(found),
+        "head_differences": {head: _differences_json(other) for head, other in others},
     }
+    return content
+
+
+def _asked(task: ProbeTask, score: HeadScore) -> dict[str, list[int]]:
+    """Test tracks and how many scored examples each has, whatever was answered."""
+    metric = METRICS[task.metrics[0]]
+    rows = task.rows("test")
+    if isinstance(metric, MeanMetric):
+        tracks, examples, _ = track_scores(metric, score.chosen.fit.outputs_SNC, task, rows)
+    else:
+        tracks, examples = np.unique(task.tracks[rows], return_counts=True)
+    return {"test_tracks": tracks.tolist(), "test_examples": examples.tolist()}
+
+
+def _model_json(task: ProbeTask, found: HeadResult, name: str) -> dict[str, Any]:
+    score, first = found.scores[name], task.metrics[0]
+    metric = METRICS[first]
+    content: dict[str, Any] = {
+        "chosen_layer": score.chosen.layer,
+        f"valid_{first}": score.chosen.fit.valid,
+        "test": asdict(found.test[name]),
+    }
+    if isinstance(metric, MeanMetric):
+        rows = task.rows("test")
+        *_, right = track_scores(metric, score.chosen.fit.outputs_SNC, task, rows)
+        content["test_right"] = [_whole(value) for value in right.tolist()]
+    content["layers"] = [
+        {
+            "layer": layer.layer,
+            **layer.fit.tuning,
+            f"valid_{first}": layer.fit.valid,
+            f"test_{first}": layer.test,
+        }
+        for layer in score.layers
+    ]
+    content["further"] = {key: asdict(value) for key, value in found.further[name].items()}
+    if score.weighted_sum is not None:
+        fit = score.weighted_sum.fit
+        content["weighted_sum"] = {
+            f"valid_{first}": fit.valid,
+            "test": asdict(found.sums[name]),
+            **fit.tuning,
+            "layer_weights": list(fit.layer_weights or ()),
+        }
+    return content
+
+
+def _differences_json(found: HeadResult) -> list[dict[str, Any]]:
+    return [
+        {"model": d.model, "baseline": d.baseline, **asdict(d.interval)} for d in found.differences
+    ]
+
+
+def _whole(value: float) -> float | int:
+    """Counts of right answers as the whole numbers they are."""
+    return int(value) if value.is_integer() else value

@@ -1,94 +1,60 @@
-"""What is asked of frozen features: the key of a mix, the instrument of a solo, a note's pitch.
+"""What is asked of frozen features on rendered tracks, and how a task is made of their labels.
 
-    key         a 5 s clip of a mix, 24 classes, mean over the clip
-    instrument  a 5 s clip of a solo, one class per instrument, mean over the clip
-    pitch       a note within a 5 s clip of a solo, 25 semitones, mean over the note's frames
+    key         a clip of a mix, 24 classes, mean over the clip
+    instrument  a clip of a solo, one class per instrument, mean over the clip
+    pitch       a note within a clip of a solo, 25 semitones, mean over the note's frames
+    chord       a chord within a clip of a mix, root and third, 24 classes, mean over its frames
+    tempo       a clip of a mix, 8 classes of beats per minute, mean over the clip
+    style       a clip of a mix, pattern of the chords x drums or none, 6 classes, mean over it
+    beat        one clip of each mix, an activation every 50 ms, F-measure of its peaks
 
-Every answer is the renderer's own score, so no label is wrong. Key asks for what a model heard over
-seconds, pitch for what it knows of one moment, instrument for what is left when pitch is averaged
-away: layers differ in which they keep.
+Every answer is the renderer's own score, so no label is wrong: these tasks are diagnostics, which
+say what a model hears and in which layer. They are no benchmark: music that a program composed is
+easier than any, and no figure of theirs can be compared with a paper's.
 """
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
-import numpy as np
-import numpy.typing as npt
-
-from etude.data.demo.harmony import ALL_KEYS
-from etude.data.demo.render import INSTRUMENTS, Kind
+from etude.data.demo.render import Kind
 from etude.data.errors import InputError
-from etude.probes.splits import SPLITS, Split, split_tracks
+from etude.probes.demo_questions import (
+    CLIP_SECONDS,
+    OUTPUTS,
+    QUESTIONS,
+    STRATA,
+    Question,
+    clip_starts,
+)
+from etude.probes.splits import SPLITS, split_tracks
+from etude.probes.task_types import AnswerKind, Clip, Example, FeatureRow, ProbeTask
 
-TaskName = Literal["key", "instrument", "pitch"]
+TaskName = Literal["key", "instrument", "pitch", "chord", "tempo", "style", "beat"]
 
 TASK_NAMES: tuple[TaskName, ...] = get_args(TaskName)
 
-TASK_KINDS: Mapping[TaskName, Kind] = {"key": "mix", "instrument": "solo", "pitch": "solo"}
-"""The kind of track each task listens to."""
-
-CLIP_SECONDS = 5.0
-"""What is encoded at a time: the crop MERT and music2vec were trained on."""
-
-PITCHES = range(55, 80)
-"""MIDI numbers asked for, G3 to G5: the two octaves that every instrument's register reaches."""
-
-MIN_NOTE_SECONDS = 0.25
+DEFAULT_TASKS: tuple[TaskName, ...] = ("key", "instrument", "pitch")
+"""Asked where nothing else is: seconds, something slow and something short."""
 
 
-class Clip(NamedTuple):
-    """A stretch of ``CLIP_SECONDS``, encoded once however many examples lie in it."""
-
+class _Form(NamedTuple):
     kind: Kind
-    track: int
-    start: float
-    """Seconds from the start of the track."""
+    answer: AnswerKind = "classes"
+    metrics: tuple[str, ...] = ("accuracy",)
 
 
-@dataclass(frozen=True)
-class Example:
-    """One question: which class is this clip, or this span of it?"""
+_FORMS: Mapping[TaskName, _Form] = {
+    "key": _Form("mix", metrics=("accuracy", "key_score")),
+    "instrument": _Form("solo"),
+    "pitch": _Form("solo"),
+    "chord": _Form("mix"),
+    "tempo": _Form("mix"),
+    "style": _Form("mix"),
+    "beat": _Form("mix", "beats", ("f_measure",)),
+}
 
-    clip: Clip
-
-    span: tuple[float, float] | None
-    """Seconds from the start of the clip to pool over; ``None``: all of it."""
-
-    label: int
-    """Index into the task's classes."""
-
-    split: Split
-
-
-@dataclass(frozen=True)
-class ProbeTask:
-    """A classification of clips or notes, with its split by track."""
-
-    name: TaskName
-    classes: tuple[str, ...]
-    examples: tuple[Example, ...]
-
-    @property
-    def labels(self) -> npt.NDArray[np.int64]:
-        """Label of each example."""
-        return np.array([example.label for example in self.examples], dtype=np.int64)
-
-    @property
-    def tracks(self) -> npt.NDArray[np.int64]:
-        """Track of each example: what is drawn when the test is drawn again."""
-        return np.array([example.clip.track for example in self.examples], dtype=np.int64)
-
-    def rows(self, split: Split) -> npt.NDArray[np.int64]:
-        """Indices of a split's examples."""
-        rows = [row for row, example in enumerate(self.examples) if example.split == split]
-        return np.array(rows, dtype=np.int64)
-
-    def class_counts(self, split: Split) -> dict[str, int]:
-        """Examples of each class in a split."""
-        counts = Counter(e.label for e in self.examples if e.split == split)
-        return {name: counts[label] for label, name in enumerate(self.classes)}
+TASK_KINDS: Mapping[TaskName, Kind] = {name: form.kind for name, form in _FORMS.items()}
+"""The kind of track each task listens to."""
 
 
 def build_task(
@@ -101,22 +67,16 @@ def build_task(
     :param seed: decides the split.
     :raises InputError: if the tracks are too few to leave something for each split.
     """
-    starts = [CLIP_SECONDS * index for index in range(int(seconds / CLIP_SECONDS))]
-    if not starts:
-        raise InputError(
-            f"a probe's track must hold one clip of {CLIP_SECONDS:g} s, but has {seconds:g} s; "
-            "give --seconds 15."
-        )
-    questions = [_questions(name, track, starts) for track in labels]
-    # Solos are split by instrument in both of their tasks, so that pitch is asked across timbres.
-    strata = [track["key"]["name"] if name == "key" else track["lead"] for track in labels]
-    asked = [frozenset(label for *_, label in track) for track in questions]
-    splits = split_tracks(strata, asked, seed=seed)
-
+    form = _FORMS[name]
+    asked = _ask(name, labels, seconds=seconds)
+    strata: list[Hashable] = [STRATA[name](track) for track in labels]
+    # Of a class that training never saw nothing can be known; beats are no classes.
+    classes = [frozenset(q.truth for q in track if isinstance(q.truth, int)) for track in asked]
+    splits = split_tracks(strata, classes, seed=seed)
     examples = tuple(
-        Example(Clip(TASK_KINDS[name], track, start), span, label, splits[track])
-        for track, asked_here in enumerate(questions)
-        for start, span, label in asked_here
+        Example(_clip(form.kind, track, question), question.spans, question.truth, splits[track])
+        for track, questions in enumerate(asked)
+        for question in questions
     )
     for split in SPLITS:
         if not any(example.split == split for example in examples):
@@ -125,33 +85,32 @@ def build_task(
                 f"class keeps its first track for training, so {len(set(strata))} classes need "
                 "three times as many tracks; raise --tracks."
             )
-    return ProbeTask(name, _CLASSES[name], examples)
+    return ProbeTask(name, form.answer, OUTPUTS[name], examples, form.metrics)
 
 
-_KEY_NAMES = tuple(key.name for key in ALL_KEYS)
-_CLASSES: Mapping[TaskName, tuple[str, ...]] = {
-    "key": _KEY_NAMES,
-    "instrument": INSTRUMENTS,
-    "pitch": tuple(str(pitch) for pitch in PITCHES),
-}
+def feature_rows(
+    name: TaskName, labels: Sequence[dict[str, Any]], *, seconds: float
+) -> tuple[FeatureRow, ...]:
+    """What the task would have averaged, whatever its split: for a cache that thinks ahead."""
+    return tuple(
+        FeatureRow(_clip(TASK_KINDS[name], track, question), span)
+        for track, questions in enumerate(_ask(name, labels, seconds=seconds))
+        for question in questions
+        for span in question.spans
+    )
 
-_Question = tuple[float, tuple[float, float] | None, int]
-"""Start of the clip, span within it, label."""
+
+def _ask(
+    name: TaskName, labels: Sequence[dict[str, Any]], *, seconds: float
+) -> list[list[Question]]:
+    starts = clip_starts(seconds)
+    if not starts:
+        raise InputError(
+            f"a probe's track must hold one clip of {CLIP_SECONDS:g} s, but has {seconds:g} s; "
+            "give --seconds 15."
+        )
+    return [QUESTIONS[name](track, starts) for track in labels]
 
 
-def _questions(name: TaskName, track: dict[str, Any], starts: Sequence[float]) -> list[_Question]:
-    if name == "key":
-        label = _KEY_NAMES.index(track["key"]["name"])
-        return [(start, None, label) for start in starts]
-    if name == "instrument":
-        label = INSTRUMENTS.index(track["lead"])
-        return [(start, None, label) for start in starts]
-    return [
-        (start, (note["start"] - start, note["end"] - start), PITCHES.index(note["pitch"]))
-        for start in starts
-        for note in track["notes"]
-        if note["pitch"] in PITCHES
-        and note["end"] - note["start"] >= MIN_NOTE_SECONDS
-        and start <= note["start"]
-        and note["end"] <= start + CLIP_SECONDS
-    ]
+def _clip(kind: Kind, track: int, question: Question) -> Clip:
+    return Clip(kind, track, question.start, CLIP_SECONDS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -12,6 +12,8 @@ from etude.data.demo.rhythm import ChordSpan, Event, Metre
 
 ChordStyle = Literal["held", "comp", "arpeggio"]
 BassStyle = Literal["root", "root_fifth", "pulse"]
+
+CHORD_STYLES: tuple[ChordStyle, ...] = get_args(ChordStyle)
 
 
 def write_chords(

@@ -116,6 +116,7 @@ def score_labels(score: Score, *, kind: Kind) -> dict[str, Any]:
         ],
         "instruments": list(score.instruments),
         "lead": score.lead,
+        "chord_style": score.chord_style,
     }
 
 

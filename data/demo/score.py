@@ -68,6 +68,8 @@ class Score:
     chords: tuple[Chord, ...]
     notes: tuple[Note, ...]
     lead: str
+    chord_style: ChordStyle | None = None
+    """How the chords are played; `None` where nobody plays any."""
 
     @property
     def instruments(self) -> tuple[str, ...]:
@@ -146,7 +148,16 @@ def compose_mix(
     )
     if rng.random() < 0.6:
         events += write_drums(rng, metre=grid.metre, num_bars=grid.num_bars)
-    return _finish(rng, events, key=key, grid=grid, spans=spans, seconds=seconds, lead=lead)
+    return _finish(
+        rng,
+        events,
+        key=key,
+        grid=grid,
+        spans=spans,
+        seconds=seconds,
+        lead=lead,
+        chord_style=chord_style,
+    )
 
 
 def compose_solo(
@@ -224,6 +235,7 @@ def _finish(
     spans: list[ChordSpan],
     seconds: float,
     lead: str,
+    chord_style: ChordStyle | None = None,
 ) -> Score:
     """Events to seconds: late or early by some milliseconds, and cut at the end of the track."""
     notes: list[Note] = []
@@ -264,4 +276,5 @@ def _finish(
         chords=tuple(chords),
         notes=tuple(notes),
         lead=lead,
+        chord_style=chord_style,
     )

@@ -2,7 +2,8 @@
 
 Nothing is downloaded but by :func:`fetch`, and no code of a folder runs: models are those of stock
 transformers. The released MERT models are stock HuBERT models under another name, and music2vec is
-a stock data2vec model, so they load too.
+a stock data2vec model, so they load too. wav2vec2, which is HuBERT's shape with another training,
+is read for frozen features alone.
 """
 
 import inspect
@@ -14,7 +15,14 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from torch import Tensor
-from transformers import Data2VecAudioConfig, Data2VecAudioModel, HubertConfig, HubertModel
+from transformers import (
+    Data2VecAudioConfig,
+    Data2VecAudioModel,
+    HubertConfig,
+    HubertModel,
+    Wav2Vec2Config,
+    Wav2Vec2Model,
+)
 
 from etude.models.encoder import Encoder
 from etude.models.frames import FrameGrid
@@ -34,8 +42,17 @@ PREPROCESSOR_NAME = "preprocessor_config.json"
 WEIGHTS_NAME = "model.safetensors"
 
 DATA2VEC_TYPE = "data2vec-audio"
-MODEL_TYPES = ("hubert", "mert_model", DATA2VEC_TYPE)
+WAV2VEC2_TYPE = "wav2vec2"
+MODEL_TYPES = ("hubert", "mert_model", DATA2VEC_TYPE, WAV2VEC2_TYPE)
 """What ``model_type`` may say."""
+
+_CLASSES: dict[str, tuple[Any, Any]] = {
+    "hubert": (HubertConfig, HubertModel),
+    "mert_model": (HubertConfig, HubertModel),
+    DATA2VEC_TYPE: (Data2VecAudioConfig, Data2VecAudioModel),
+    WAV2VEC2_TYPE: (Wav2Vec2Config, Wav2Vec2Model),
+}
+_MASK_EMBEDDING = "masked_spec_embed"
 
 
 @final
@@ -77,33 +94,55 @@ def fetch(name: str) -> Path:
 def load_hf_encoder(
     folder: Path, *, device: torch.device | None = None, shipped: bool = False
 ) -> HfEncoder:
-    """Reads any HuBERT-like or data2vec folder.
+    """Reads any folder of a HuBERT, MERT, data2vec-audio or wav2vec2 model.
 
     :param shipped: reads a MERT with our copy of the code that ships with one, not as a HuBERT.
     :raises FileNotFoundError: if a file is missing.
     :raises ValueError: if the folder holds another kind of model, or lacks weights.
     """
+    return _frozen(folder, load_model(folder, shipped=shipped, masking=False), device)
+
+
+def fresh_hf_encoder(folder: Path, *, device: torch.device | None = None) -> HfEncoder:
+    """A model of the folder's settings with fresh weights, out of torch's own random numbers.
+
+    :raises FileNotFoundError: if a file is missing.
+    :raises ValueError: if the folder holds another kind of model.
+    """
     config = _read_config(folder)
+    _, model_class = _CLASSES[config.model_type]
+    return _frozen(folder, model_class(config).eval(), device)
+
+
+def describe(folder: Path) -> str:
+    """All that a fresh model follows from, its random numbers apart: equal for equal models."""
     preprocessor = _read_json(folder / PREPROCESSOR_NAME)
+    rate, normalizes = _sample_rate(folder, preprocessor), _normalizes(preprocessor)
+    return f"{rate} Hz, normalize {normalizes}: {_read_config(folder).to_json_string()}"
+
+
+def _frozen(folder: Path, model: Any, device: torch.device | None) -> HfEncoder:
+    config, preprocessor = model.config, _read_json(folder / PREPROCESSOR_NAME)
     grid = FrameGrid(
         _sample_rate(folder, preprocessor), tuple(config.conv_kernel), tuple(config.conv_stride)
     )
-    model = load_model(folder, shipped=shipped)
     if device is not None:
         model = model.to(device)
     return HfEncoder(model, grid, normalize=_normalizes(preprocessor))
 
 
-def load_model(folder: Path, *, shipped: bool = False) -> Any:
+def load_model(folder: Path, *, shipped: bool = False, masking: bool = True) -> Any:
     """The folder as transformers' model in evaluation mode, every weight from the file.
 
     :param shipped: as in :func:`load_hf_encoder`.
+    :param masking: whether the mask embedding must be there too. Frozen features never meet it, and
+        folders of fine-tuned models lack it.
     :raises FileNotFoundError: if there is no ``config.json``.
     :raises ValueError: if weights are missing or do not fit the settings.
     """
     config = _read_config(folder)
     _check_parts(folder)
-    model_class: Any = Data2VecAudioModel if _is_data2vec(config) else HubertModel
+    _, model_class = _CLASSES[config.model_type]
     if shipped:
         model_class, config = MERTModel, MERTConfig.from_dict(config.to_dict())
     name = model_class.__name__
@@ -125,7 +164,8 @@ def load_model(folder: Path, *, shipped: bool = False) -> Any:
             f"{key} in {folder} has another shape than {wanted}, which {CONFIG_NAME} makes it."
         )
     # transformers fills what is missing with random numbers and only warns.
-    if lacking := sorted(info["missing_keys"]):
+    lacking = sorted(key for key in info["missing_keys"] if masking or key != _MASK_EMBEDDING)
+    if lacking:
         raise ValueError(
             f"the weights in {folder} must fill the whole {name}, but lack {', '.join(lacking)}."
         )
@@ -140,6 +180,11 @@ def import_encoder(folder: Path) -> Encoder:
     """
     preprocessor = _read_json(folder / PREPROCESSOR_NAME)
     sample_rate, normalize = _sample_rate(folder, preprocessor), _normalizes(preprocessor)
+    if _read_config(folder).model_type == WAV2VEC2_TYPE:
+        raise ValueError(
+            f"{folder} holds a {WAV2VEC2_TYPE} model, which is read for frozen features alone: "
+            "training goes on from HuBERT, MERT and data2vec-audio folders."
+        )
     model = load_model(folder)
     values, state = model.config.to_dict(), model.state_dict()
     if _is_data2vec(model.config):
@@ -180,7 +225,7 @@ def _read_config(folder: Path) -> Any:
             f"{folder / CONFIG_NAME} asks for feature_extractor_cqt, deepnorm or attention_relax, "
             "which HubertModel does not have."
         )
-    config_class: Any = Data2VecAudioConfig if kind == DATA2VEC_TYPE else HubertConfig
+    config_class, _ = _CLASSES[kind]
     # What shapes the model, and nothing else: `auto_map` would point at code beside the weights,
     # `_attn_implementation` at code on the hub. An encoder has no vocabulary, and the released
     # music2vec says a path where its size belongs.

@@ -38,7 +38,7 @@ class ProbeOptions(Section):
     """How every run is probed; the words are those of ``launch/probe.py``."""
 
     tasks: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    """What is asked of the features; ``None``: everything."""
+    """What is asked of the features; ``None``: what the probe asks by default."""
 
     tracks: Count | None = None
     """Tracks of each kind; ``None``: the probe's own number."""

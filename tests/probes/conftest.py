@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from etude.probes.corpus import Corpus, CorpusSettings, open_corpus
+from etude.probes.corpus import CorpusSettings, DemoTracks
 
 
 @pytest.fixture(scope="session")
@@ -13,5 +13,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def solos(cache: Path) -> Corpus:
-    return open_corpus(CorpusSettings("solo", 54, 16_000, seconds=5.0), cache=cache)
+def solos(cache: Path) -> DemoTracks:
+    return DemoTracks(CorpusSettings("solo", 54, 16_000, seconds=5.0), cache=cache)
+
+
+@pytest.fixture(scope="session")
+def mixes(cache: Path) -> DemoTracks:
+    return DemoTracks(CorpusSettings("mix", 48, 16_000, seconds=5.0), cache=cache)

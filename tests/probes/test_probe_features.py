@@ -4,10 +4,11 @@ import torch
 from torch import Tensor
 
 from etude.models.frames import FrameGrid
-from etude.probes.corpus import Corpus
+from etude.probes.corpus import DemoTracks
 from etude.probes.features import extract, pool, span_frames
-from etude.probes.frozen import LogMelModel
-from etude.probes.linear import SplitRows, probe_layers
+from etude.probes.heads import HeadOptions, fit_head
+from etude.probes.problem import make_problem
+from etude.probes.spectra import ChromaModel, LogMelModel, MfccModel
 from etude.probes.tasks import build_task
 
 GRID = FrameGrid(16_000, (10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2))
@@ -58,21 +59,41 @@ def test_pooling_is_the_mean_over_the_frames_of_each_layer() -> None:
         torch.testing.assert_close(pooled[number, 1], layer[first:end].mean(dim=0))
 
 
-def test_log_mel_tells_pitches_far_above_chance(solos: Corpus) -> None:
+def test_deviations_follow_the_means() -> None:
+    layer = torch.randn(NUM_FRAMES, 4)
+    first, end = span_frames(GRID, NUM_FRAMES, (1.0, 2.0))
+    pooled = pool([layer], GRID, [(1.0, 2.0)], with_deviation=True)[0, 0]
+    torch.testing.assert_close(pooled[:4], layer[first:end].mean(dim=0))
+    torch.testing.assert_close(pooled[4:], layer[first:end].std(dim=0, correction=0))
+
+
+def test_chroma_hears_the_pitch_class_and_mfcc_the_change() -> None:
+    tone = tone_burst(0.0, 2.5)[None]
+    chroma = ChromaModel(GRID).layers(tone)[0]
+    assert chroma.shape == (1, NUM_FRAMES, 12)
+    assert chroma[0, 50].argmax() == 9  # A
+    mfcc = MfccModel(GRID).layers(tone)[0]
+    assert mfcc.shape == (1, NUM_FRAMES, 60)
+    # The first difference of the first coefficient is largest where the tone ends.
+    assert abs(int(mfcc[0, :, 20].abs().argmax()) - NUM_FRAMES // 2) <= 3
+
+
+def test_log_mel_tells_pitches_far_above_chance(solos: DemoTracks) -> None:
     task = build_task("pitch", solos.labels, seconds=5.0, seed=0)
-    features = extract(LogMelModel(GRID), [task], {"solo": solos})["pitch"]
+    (features,) = extract(LogMelModel(GRID), [task.feature_rows], {"solo": solos})
     assert features.shape == (1, len(task.examples), 128)
-    rows = SplitRows(task.rows("train"), task.rows("valid"), task.rows("test"))
-    assert probe_layers(features, task.labels, rows).chosen.test_accuracy > 0.5
+    problem = make_problem(task, features)
+    score = fit_head("linear", problem, task, HeadOptions(), seed=0, device=torch.device("cpu"))
+    assert score.chosen.test > 0.5
 
 
-def test_tasks_encoded_together_get_what_they_get_alone(solos: Corpus) -> None:
+def test_tasks_encoded_together_get_what_they_get_alone(solos: DemoTracks) -> None:
     model = LogMelModel(GRID)
     tasks = [
         build_task(name, solos.labels, seconds=5.0, seed=0) for name in ("instrument", "pitch")
     ]
-    together = extract(model, tasks, {"solo": solos})
-    for task in tasks:
-        alone = extract(model, [task], {"solo": solos})[task.name]
-        np.testing.assert_allclose(together[task.name], alone, rtol=1e-5, atol=1e-5)
+    together = extract(model, [task.feature_rows for task in tasks], {"solo": solos})
+    for task, features in zip(tasks, together, strict=True):
+        (alone,) = extract(model, [task.feature_rows], {"solo": solos})
+        np.testing.assert_allclose(features, alone, rtol=1e-5, atol=1e-5)
         assert not np.isnan(alone).any()
