@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from etude.models.blocks import SDPA, AttentionBiasCache, BatchLayout, IdentityBias, TorchSDPA
 
 _BLOCK_SCORES = 1 << 20
-"""Scores at a time, 2 MB: on a core with 1 MB of second-level cache a quarter of it is a fifth slower."""
+"""Scores at a time: 2 MB. A quarter of it is a fifth slower where a core caches 1 MB."""
 
 
 class BlockedAttention(SDPA):
