@@ -14,6 +14,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import final
 
@@ -29,10 +30,12 @@ from etude.probes.features import FrozenModel, PooledFeatures, extract
 from etude.probes.task_types import AudioSource, FeatureRow
 
 FOLDER_NAME = "features"
+_LIBRARIES = ("torch", "torchaudio", "fairseq2", "transformers")
 LIMIT_BYTES = 8 * 2**30
 """Of all entries together: some dozens of encoders of 95M on the default tasks."""
 
 _NAME = "features"
+_LIBRARIES = ("torch", "torchaudio", "fairseq2", "transformers")
 
 
 @dataclass
@@ -123,8 +126,8 @@ class FeatureCache:
             "sources": {name: self._sources[name].identity for name in sorted(sources)},
             "rows": rows,
             "code": _code_version(),
-            # The same sums in another order: not the same features to the last bit.
-            "computed": [torch.__version__, self._device],
+            # The same sums in another order are not the same features to the last bit.
+            "device": self._device,
         }
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -180,8 +183,8 @@ def _digest(pooled: PooledFeatures) -> str:
 
 @cache
 def _code_version() -> str:
-    """Of everything between a waveform and pooled features: models, and how they are averaged."""
-    digest = hashlib.sha256()
+    """Of everything between a waveform and pooled features: models, libraries, the averaging."""
+    digest = hashlib.sha256(" ".join(map(version, _LIBRARIES)).encode())
     here = Path(features_module.__file__).parent
     paths = [here / name for name in ("features.py", "frozen.py", "spectra.py")]
     for folder in models.__path__:

@@ -92,15 +92,21 @@ def fetch(name: str) -> Path:
 
 
 def load_hf_encoder(
-    folder: Path, *, device: torch.device | None = None, shipped: bool = False
+    folder: Path,
+    *,
+    device: torch.device | None = None,
+    shipped: bool = False,
+    masking: bool = False,
 ) -> HfEncoder:
     """Reads any folder of a HuBERT, MERT, data2vec-audio or wav2vec2 model.
 
     :param shipped: reads a MERT with our copy of the code that ships with one, not as a HuBERT.
+    :param masking: whether the mask embedding must be there, which frozen features never meet and
+        folders of fine-tuned models lack.
     :raises FileNotFoundError: if a file is missing.
     :raises ValueError: if the folder holds another kind of model, or lacks weights.
     """
-    return _frozen(folder, load_model(folder, shipped=shipped, masking=False), device)
+    return _frozen(folder, load_model(folder, shipped=shipped, masking=masking), device)
 
 
 def fresh_hf_encoder(folder: Path, *, device: torch.device | None = None) -> HfEncoder:
@@ -135,8 +141,7 @@ def load_model(folder: Path, *, shipped: bool = False, masking: bool = True) -> 
     """The folder as transformers' model in evaluation mode, every weight from the file.
 
     :param shipped: as in :func:`load_hf_encoder`.
-    :param masking: whether the mask embedding must be there too. Frozen features never meet it, and
-        folders of fine-tuned models lack it.
+    :param masking: as there; an encoder to train on needs it.
     :raises FileNotFoundError: if there is no ``config.json``.
     :raises ValueError: if weights are missing or do not fit the settings.
     """

@@ -41,7 +41,7 @@ def verify_export(
     :param waveform: (B, T), float in [-1, 1].
     :raises ValueError: if the folder does not load, or any difference exceeds the tolerance.
     """
-    exported = load_hf_encoder(folder, device=waveform.device, shipped=shipped)
+    exported = load_hf_encoder(folder, device=waveform.device, shipped=shipped, masking=True)
     was_training = encoder.training
     encoder.eval()
     with torch.inference_mode():
