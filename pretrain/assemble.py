@@ -42,6 +42,7 @@ from etude.pretrain.masked_prediction import MaskedPrediction, Mixture
 from etude.pretrain.metrics import MetricSums
 from etude.pretrain.numerics import Skips
 from etude.pretrain.peak import total_peak
+from etude.pretrain.probing.hook import Probes
 from etude.pretrain.profiling import Profile
 from etude.pretrain.random import derive
 from etude.pretrain.run_folder import RunFolder
@@ -132,7 +133,7 @@ def build_trainer(
             stock=config.data.reader == "webdataset",
         ),
         schedule=_build_schedule(config),
-        hooks=_hooks(config, inputs, engine, objective, saver, world, folder, watchdog),
+        hooks=_hooks(config, inputs, engine, objective, saver, world, folder, stop, watchdog),
         saver=saver,
         stop=stop,
         watchdog=watchdog,
@@ -197,6 +198,7 @@ def _hooks(
     saver: SaveCheckpoints,
     world: World,
     folder: RunFolder,
+    stop: StopRequest,
     watchdog: Watchdog,
 ) -> list[Hook]:
     hooks: list[Hook] = []
@@ -214,7 +216,19 @@ def _hooks(
             hooks.append(Health(inspect, every=health.every_steps, max_steps=last))
     if world.is_main:
         events = folder.tensorboard if config.logging.tensorboard else None
-        hooks.append(MetricsFile(folder.metrics, events))
+        metrics = MetricsFile(folder.metrics, events)
+        hooks.append(metrics)
+        if config.probe.every_steps:
+            hooks.append(
+                Probes(
+                    config.probe,
+                    folder,
+                    objective.encoder,
+                    metrics,
+                    beat=partial(watchdog.at, "waiting for a probe"),
+                    stopping=lambda: stop.reason is not None,
+                )
+            )
         hooks.append(Progress(last, config.train.global_batch))
         if config.train.profile:
             hooks.append(Profile(folder.profile, objective, world.device))

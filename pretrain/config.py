@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from etude.data.place import is_url
 from etude.models.config import EncoderConfig
 from etude.pretrain.config_data import DataConfig
+from etude.pretrain.config_probe import ProbeConfig
 from etude.pretrain.config_types import (
     Count,
     Decay,
@@ -410,6 +411,7 @@ class Config(Section):
     health: HealthConfig = HealthConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LoggingConfig = LoggingConfig()
+    probe: ProbeConfig = ProbeConfig()
     perf: PerfConfig = PerfConfig()
 
     init_from: Path | None = None
