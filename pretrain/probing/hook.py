@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_COMMAND = Path(__file__).parents[2] / "launch" / "probe.py"
+_COMMAND = Path(__file__).resolve().parents[2] / "launch" / "probe.py"
 """Started by its path: no module of training imports one of probing or of launching."""
 
 _LOG_NAME = "probe.log"

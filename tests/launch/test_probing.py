@@ -1,0 +1,237 @@
+"""Probes during training: real runs, each with real probes beside it, told, ended, begun again.
+
+All train the same tiny model; what a probe of update 20 answers is the same in every run.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from campaigns.launched import Launched
+from campaigns.tiny_runs import UPDATES, make_corpus, write_recipe
+from run_parts import ENVIRONMENT, LAUNCH, Run, train
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+PROBE = LAUNCH / "probe.py"
+EVERY = 20
+OPTIONS = {"tasks": ["instrument"], "tracks": 54, "seconds": 5.0}
+ENDS_WITHIN = 60.0
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 60 updates that keeps every checkpoint and probes three times."""
+    folder = tmp_path_factory.mktemp("probing")
+    path = write_recipe(folder, "mert", make_corpus(folder, clip_seconds=2.0), dropout=0.1)
+    probe = {"every_steps": EVERY, "cache": str(folder / "rendered"), **OPTIONS}
+    return with_sections(
+        path,
+        probe=probe,
+        checkpoint={"keep": 100},
+        logging={"tensorboard": True},
+        optim={"schedule_steps": UPDATES},  # the same updates, however many of them a run has
+    )
+
+
+def with_sections(recipe: Path, name: str | None = None, **sections: dict[str, Any]) -> Path:
+    values = yaml.safe_load(recipe.read_text())
+    for section, changes in sections.items():
+        values[section] = {**values.get(section, {}), **changes}
+    path = recipe.with_name(f"{name}.yaml") if name else recipe
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    return path
+
+
+@pytest.fixture(scope="module")
+def straight(recipe: Path) -> Run:
+    folder = recipe.with_name("straight")
+    done = train(recipe, f"run.dir={folder}")
+    assert done.returncode == 0, done.stderr
+    return Run(folder, (done,))
+
+
+def answers(run: Path) -> list[dict[str, Any]]:
+    """The lines of probes that have ended."""
+    return [line for line in Run(run, ()).metrics if "probe/failed" in line]
+
+
+def results(line: dict[str, Any]) -> dict[str, Any]:
+    """What a line says of the model, but for times and counts."""
+    return {key: value for key, value in line.items() if key.startswith("probe/instrument/")}
+
+
+def trained_steps(run: Path) -> list[int]:
+    return [line["step"] for line in Run(run, ()).metrics if "loss" in line]
+
+
+def has_encoder(run: Path, step: int) -> bool:
+    return (run / "probes" / f"step-{step:08d}" / "encoder.safetensors").is_file()
+
+
+def test_a_probe_beside_training_answers_as_one_of_the_checkpoint_does(
+    straight: Run, recipe: Path
+) -> None:
+    out = recipe.with_name("afterwards")
+    words = ["--tasks", "instrument", "--tracks", "54", "--seconds", "5"]
+    subprocess.run(
+        [sys.executable, PROBE, straight.folder / "checkpoints" / f"step-{EVERY:08d}", *words]
+        + ["--out", out, "--cache", recipe.with_name("rendered")],
+        check=True,
+        env=ENVIRONMENT,
+        capture_output=True,
+    )
+    task = json.loads((out / "results.json").read_text())["tasks"]["instrument"]
+    model, untrained, logmel = task["results"].values()
+    first = answers(straight.folder)[0]
+    assert first["step"] == EVERY
+    assert results(first) == {
+        "probe/instrument/test_accuracy": model["test"]["value"],
+        "probe/instrument/test_accuracy_low": model["test"]["low"],
+        "probe/instrument/test_accuracy_high": model["test"]["high"],
+        "probe/instrument/layer": model["chosen_layer"],
+        "probe/instrument/untrained": untrained["test"]["value"],
+        "probe/instrument/log-mel": logmel["test"]["value"],
+        "probe/instrument/majority_rate": task["majority_rate"],
+    }
+
+
+def test_every_probe_that_was_due_is_answered_or_counted_as_skipped(straight: Run) -> None:
+    answered = answers(straight.folder)
+    skipped = [
+        line["step"]
+        for line in straight.metrics
+        if "probe/skipped" in line and "probe/failed" not in line
+    ]
+    due = [EVERY, 2 * EVERY, 3 * EVERY]
+    assert sorted([*(line["step"] for line in answered), *skipped]) == due
+    assert answered[-1]["probe/skipped"] == len(skipped) and answered[-1]["probe/failed"] == 0
+    said = straight.done[0].stderr
+    assert all(f"no probe of update {step}" in said for step in skipped)
+    # The stall is told where it was, not where the answer came.
+    stalls = [line["step"] for line in straight.metrics if "probe/stall_seconds" in line]
+    assert stalls == [line["step"] for line in answered]
+    assert trained_steps(straight.folder) == list(range(1, UPDATES + 1))
+
+
+def test_an_answered_probe_leaves_its_results_and_no_encoder(straight: Run) -> None:
+    for line in answers(straight.folder):
+        folder = straight.folder / "probes" / f"step-{line['step']:08d}"
+        assert {path.name for path in folder.iterdir()} == {
+            *("results.json", "layers.png", "probe.log")
+        }
+
+
+def test_tensorboard_has_the_probe_at_the_update_it_belongs_to(straight: Run) -> None:
+    events = EventAccumulator(str(straight.folder / "tensorboard")).Reload()
+    line = answers(straight.folder)[0]
+    for key in ("test_accuracy", "test_accuracy_low", "untrained", "log-mel"):
+        name = f"probe/instrument/{key}"
+        first = events.Scalars(name)[0]
+        assert (first.step, first.value) == (EVERY, pytest.approx(line[name], abs=1e-6))
+
+
+def test_the_page_of_such_a_run_has_its_probes(straight: Run, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    subprocess.run(
+        [sys.executable, LAUNCH / "compare.py", straight.folder, "--out", page],
+        check=True,
+        env=ENVIRONMENT,
+        capture_output=True,
+    )
+    text = page.read_text()
+    assert "probe/instrument/test_accuracy" in text and "probe/instrument/untrained" in text
+
+
+def test_a_killed_trainer_takes_its_probe_with_it_and_the_run_begins_it_again(
+    recipe: Path, straight: Run
+) -> None:
+    run = recipe.with_name("killed")
+    launched = Launched("python", recipe, run)
+    assert launched.wait(lambda: launched.runs(str(PROBE)))
+    os.kill(launched.command.pid, signal.SIGKILL)
+    _, seconds = launched.end(ENDS_WITHIN)
+    assert launched.command.returncode == -signal.SIGKILL and seconds < ENDS_WITHIN
+    assert answers(run) == [] and has_encoder(run, EVERY)
+
+    done = train(recipe, f"run.dir={run}")
+    assert done.returncode == 0, done.stderr
+    first, *others = answers(run)
+    assert first["step"] == EVERY and results(first) == results(answers(straight.folder)[0])
+    assert EVERY not in [line["step"] for line in others]
+    assert trained_steps(run) == list(range(1, UPDATES + 1))
+
+
+def test_a_run_that_is_asked_to_stop_ends_its_probe_and_begins_it_again(
+    recipe: Path, straight: Run
+) -> None:
+    run = recipe.with_name("stopped")
+    # Without an end in sight: it is stopped while it trains.
+    endless = with_sections(recipe, "endless", train={"max_steps": 100_000})
+    launched = Launched("python", endless, run)
+    assert launched.wait(lambda: launched.runs(str(PROBE)) and launched.updates > 2 * EVERY)
+    launched.command.terminate()
+    _, seconds = launched.end(ENDS_WITHIN)
+    assert launched.command.returncode == 75 and seconds < ENDS_WITHIN
+    assert has_encoder(run, EVERY) and answers(run) == []
+
+    step = Run(run, ()).exit["step"]
+    skipped = sum("probe/skipped" in line for line in Run(run, ()).metrics)
+    done = train(endless, f"run.dir={run}", f"train.max_steps={step}")
+    assert done.returncode == 0 and f"probe of update {EVERY} again" in done.stderr
+    (line,) = answers(run)
+    assert results(line) == results(answers(straight.folder)[0])
+    assert line["probe/skipped"] == skipped > 0 and not has_encoder(run, EVERY)
+
+
+def test_a_finished_run_waits_no_longer_than_it_may_and_says_so(
+    recipe: Path, straight: Run
+) -> None:
+    run = recipe.with_name("impatient")
+    words = (f"run.dir={run}", f"train.max_steps={EVERY}")
+    hasty = train(recipe, *words, "probe.wait_seconds=0")
+    assert hasty.returncode == 0 and f"probe of update {EVERY} is not done" in hasty.stderr
+    assert has_encoder(run, EVERY) and answers(run) == []
+    assert train(recipe, *words).returncode == 0
+    (line,) = answers(run)
+    assert results(line) == results(answers(straight.folder)[0])
+    lines = Run(run, ()).metrics
+    assert train(recipe, *words).returncode == 0 and Run(run, ()).metrics == lines
+
+
+def test_a_probe_that_fails_is_counted_and_quoted_and_training_goes_on(recipe: Path) -> None:
+    run = recipe.with_name("failing")
+    done = train(recipe, f"run.dir={run}", "train.max_steps=40", "probe.tracks=2")
+    assert done.returncode == 0 and trained_steps(run) == list(range(1, 41))
+    failed = answers(run)
+    assert [line["probe/failed"] for line in failed] == list(range(1, len(failed) + 1))
+    assert failed[0]["step"] == EVERY and results(failed[0]) == {}
+    assert f"probe of update {EVERY} failed" in done.stderr and "raise --tracks" in done.stderr
+    assert not has_encoder(run, EVERY)
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("probe.tasks=[genre]", "`probe.tasks` must be among"),
+        ("probe.seconds=1", "`probe.seconds` must be at least 5"),
+        ("probe.every_step=3", "Did you mean `every_steps`?"),
+    ],
+)
+def test_a_probe_that_cannot_be_is_refused_before_torch_is_imported(
+    recipe: Path, word: str, said: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", LAUNCH / "train.py", recipe, word],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+    )
+    imports = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
+    assert done.returncode == 2 and said in done.stderr
+    assert not any(line.rpartition("|")[2].strip() == "torch" for line in imports)
