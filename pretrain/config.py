@@ -366,6 +366,17 @@ class LoggingConfig(Section):
     valid_every_steps: Count = 1_000
     """Updates between validations; one is always made at the end."""
 
+    look_every_steps: Natural = 0
+    """Updates between looks at what is predicted of held-out crops, with pictures and sound
+    (docs/looking.md); one is also made at the end; 0: never."""
+
+    look_crops: Count = 32
+    """Held-out crops that a look judges, one by one, on rank 0, while the other ranks wait."""
+
+    look_shown: Count = 1
+    """How many are shown of the first ones, of those with the highest loss and of those with the
+    lowest."""
+
     tensorboard: bool = True
     """Whether to write TensorBoard event files beside ``metrics.jsonl``."""
 

@@ -53,6 +53,11 @@ class MetricsFile(Hook):
                 str(self._tensorboard), purge_step=trainer.step + 1
             )
 
+    @property
+    def writer(self) -> SummaryWriter | None:
+        """TensorBoard's, for what is no number."""
+        return self._writer
+
     def logged(self, trainer: "Trainer", values: Mapping[str, float]) -> None:
         """One line of JSON per log interval."""
         self.write(trainer.step, values)

@@ -51,6 +51,7 @@ class RunFolder:
         self.log = path / "train.log"
         self.profile = path / "profile"
         self.probes = path / "probes"
+        self.looks = path / "looks"
         self._config = path / "config.yaml"
         self._exit = path / "EXIT.json"
         self._lock: TextIO | None = None

@@ -155,3 +155,4 @@ def _cut(folder: RunFolder, step: int, world: World) -> None:
         cut_lines(folder.metrics, step)
         cut_lines(folder.incidents, step)
         drop_folders(folder.probes, step)
+        drop_folders(folder.looks, step)
