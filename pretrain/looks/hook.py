@@ -5,6 +5,7 @@ of each -> counts of classes over all -> RUN/looks/step-…/ and TensorBoard
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, final
@@ -120,7 +121,7 @@ class Look(Hook):
 
 def choose(judged: Sequence[Judged], number: int) -> dict[str, Judged]:
     """The first ones, those with the highest loss and those with the lowest, by a label."""
-    by_loss = sorted(judged, key=lambda crop: crop.loss)
+    by_loss = sorted(judged, key=lambda crop: math.inf if math.isnan(crop.loss) else crop.loss)
     groups = {"first": judged, "worst": by_loss[::-1], "best": by_loss}
     return {
         f"{name}-{place}": crop
@@ -142,7 +143,7 @@ def _crops(judged: Sequence[Judged], chosen: dict[str, Judged]) -> list[dict[str
             "clip": crop.clip,
             "corpus": crop.corpus,
             "start_seconds": crop.start_seconds,
-            "loss": crop.loss if crop.loss - crop.loss == 0.0 else None,  # JSON has no NaN
+            "loss": crop.loss if math.isfinite(crop.loss) else None,  # JSON has no NaN
             "shown_as": [label for label, other in chosen.items() if other is crop],
         }
         for crop in judged

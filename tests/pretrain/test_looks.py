@@ -29,6 +29,8 @@ from etude.pretrain.config_file import load_config
 from etude.pretrain.engine_ddp import DdpEngine
 from etude.pretrain.errors import ConfigError
 from etude.pretrain.inputs import check_inputs
+from etude.pretrain.looks.hook import choose
+from etude.pretrain.looks.judging import Judged
 from etude.pretrain.looks.pictures import STRIP, compared, png
 from etude.pretrain.looks.usage import Usage
 from etude.pretrain.masked_prediction import MaskedPrediction
@@ -305,6 +307,18 @@ def test_a_look_that_cannot_be_written_is_told_and_training_goes_on(
     assert "the look of update 3 could not be written" in caplog.text
     failed = [line["step"] for line in lines(tmp_path) if "look/failed" in line]
     assert failed == [3, STEPS] and max(line["step"] for line in lines(tmp_path)) == STEPS
+
+
+def test_a_loss_that_is_no_number_is_the_worst() -> None:
+    def judged(loss: float) -> Judged:
+        empty = torch.zeros(0)
+        return Judged("clip", "corpus", 0.0, loss, empty, 24_000, empty, {})
+
+    crops = [judged(loss) for loss in (2.0, float("nan"), 1.0, 3.0)]
+    chosen = choose(crops, 2)
+    assert [chosen[f"worst-{place}"] for place in (1, 2)] == [crops[1], crops[3]]
+    assert [chosen[f"best-{place}"] for place in (1, 2)] == [crops[2], crops[0]]
+    assert [chosen[f"first-{place}"] for place in (1, 2)] == crops[:2]
 
 
 def test_a_picture_of_silence_can_be_drawn() -> None:
