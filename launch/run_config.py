@@ -5,7 +5,6 @@ from pathlib import Path
 
 from etude.pretrain.config import Config
 from etude.pretrain.config_file import load_config
-from etude.pretrain.config_probe import ProbeConfig
 from etude.pretrain.errors import ConfigError
 
 
@@ -20,21 +19,16 @@ def load_run_config(path: Path, overrides: Sequence[str]) -> Config:
 
 
 def check_probe(config: Config) -> None:
-    """Holds section ``probe`` against what can be probed, which training does not know.
+    """Holds ``probe.tasks`` against what can be probed, which training does not know.
 
     :raises ConfigError: if it asks for something else.
     """
-    if config.probe == ProbeConfig():
+    if config.probe.tasks is None:
         return
-    from etude.probes.tasks import CLIP_SECONDS, TASK_NAMES
+    from etude.probes.tasks import TASK_NAMES
 
-    unknown = [name for name in config.probe.tasks or () if name not in TASK_NAMES]
+    unknown = [name for name in config.probe.tasks if name not in TASK_NAMES]
     if unknown:
         raise ConfigError(
             f"`probe.tasks` must be among {', '.join(TASK_NAMES)}, but names {', '.join(unknown)}."
-        )
-    if config.probe.seconds < CLIP_SECONDS:
-        raise ConfigError(
-            f"`probe.seconds` must be at least {CLIP_SECONDS:g}, the length of a clip, but is "
-            f"{config.probe.seconds:g}."
         )

@@ -1,11 +1,11 @@
-"""Section ``probe``: probes of the encoder while it trains (docs/probing.md). No torch here."""
+"""Section ``probe``: probes of the encoder while it trains (docs/probes_in_training.md). No torch here."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from etude.pretrain.config_types import Count, Natural, NonNegative, Positive, Section
+from etude.pretrain.config_types import Count, Natural, NonNegative, Section
 
 
 class ProbeConfig(Section):
@@ -20,8 +20,8 @@ class ProbeConfig(Section):
     tracks: Count | None = None
     """Tracks of each kind; ``None``: the probe's own number."""
 
-    seconds: Positive = 15.0
-    """Length of a track."""
+    seconds: Annotated[float, Field(ge=5.0)] = 15.0
+    """Length of a track, in which a clip of 5 s must lie."""
 
     seed: Natural = 0
     """Tracks, splits, bootstrap: the same for every probe of a run."""
@@ -34,7 +34,7 @@ class ProbeConfig(Section):
     """Cores that a probe may use; training comes first on them (a priority of nice 19)."""
 
     cache: Path | None = None
-    """Folder of rendered tracks, which runs may share; ``None``: ``RUN/probes/corpus``."""
+    """``--cache`` of ``launch/probe.py``, which runs may share; ``None``: ``RUN/probes/corpus``."""
 
     wait_seconds: NonNegative = 300.0
     """How long a run that has come to its end waits for a probe that is not done; the same command

@@ -1,4 +1,4 @@
-"""Probes while training goes on (section ``probe``, docs/probing.md).
+"""Probes while training goes on (section ``probe``, docs/probes_in_training.md).
 
     due -> the encoder is written -> launch/probe.py starts on it -> training goes on
     … -> it has ended -> one line of metrics for the update it belongs to -> the copy is removed
