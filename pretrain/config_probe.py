@@ -1,4 +1,4 @@
-"""Section ``probe``: probes of the encoder while it trains (docs/probes_in_training.md). No torch here."""
+"""Section ``probe``: probes beside training (docs/probes_in_training.md). No torch here."""
 
 from pathlib import Path
 from typing import Annotated, Literal
