@@ -14,25 +14,26 @@ from typing import Any
 import pytest
 import yaml
 from campaigns.launched import Launched
-from campaigns.tiny_runs import UPDATES, make_corpus, write_recipe
+from campaigns.tiny_runs import make_corpus, write_recipe
 from run_parts import ENVIRONMENT, LAUNCH, Run, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 PROBE = LAUNCH / "probe.py"
-EVERY = 20
+EVERY, UPDATES = 20, 30
 OPTIONS = {"tasks": ["instrument"], "tracks": 54, "seconds": 5.0}
 ENDS_WITHIN = 60.0
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 60 updates that keeps every checkpoint and probes three times."""
+    """A run that keeps every checkpoint and is probed once."""
     folder = tmp_path_factory.mktemp("probing")
     path = write_recipe(folder, "mert", make_corpus(folder, clip_seconds=2.0), dropout=0.1)
     probe = {"every_steps": EVERY, "cache": str(folder / "rendered"), **OPTIONS}
     return with_sections(
         path,
         probe=probe,
+        train={"max_steps": UPDATES},
         checkpoint={"keep": 100},
         logging={"tensorboard": True},
         optim={"schedule_steps": UPDATES},  # the same updates, however many of them a run has
@@ -101,21 +102,11 @@ def test_a_probe_beside_training_answers_as_one_of_the_checkpoint_does(
     }
 
 
-def test_every_probe_that_was_due_is_answered_or_counted_as_skipped(straight: Run) -> None:
-    answered = answers(straight.folder)
-    skipped = [
-        line["step"]
-        for line in straight.metrics
-        if "probe/skipped" in line and "probe/failed" not in line
-    ]
-    due = [EVERY, 2 * EVERY, 3 * EVERY]
-    assert sorted([*(line["step"] for line in answered), *skipped]) == due
-    assert answered[-1]["probe/skipped"] == len(skipped) and answered[-1]["probe/failed"] == 0
-    said = straight.done[0].stderr
-    assert all(f"no probe of update {step}" in said for step in skipped)
-    # The stall is told where it was, not where the answer came.
-    stalls = [line["step"] for line in straight.metrics if "probe/stall_seconds" in line]
-    assert stalls == [line["step"] for line in answered]
+def test_the_answer_stands_once_and_the_stall_where_it_was(straight: Run) -> None:
+    stall, answer = (line for line in straight.metrics if any("probe/" in key for key in line))
+    assert [*stall] == ["step", "probe/stall_seconds"] and stall["step"] == EVERY
+    assert (answer["probe/failed"], answer["probe/skipped"]) == (0, 0)
+    assert answer["probe/seconds"] > 0
     assert trained_steps(straight.folder) == list(range(1, UPDATES + 1))
 
 
@@ -148,69 +139,84 @@ def test_the_page_of_such_a_run_has_its_probes(straight: Run, tmp_path: Path) ->
     assert "probe/instrument/test_accuracy" in text and "probe/instrument/untrained" in text
 
 
-def test_a_killed_trainer_takes_its_probe_with_it_and_the_run_begins_it_again(
-    recipe: Path, straight: Run
+@pytest.fixture(scope="module")
+def endless(recipe: Path) -> Path:
+    """The same without an end in sight: what is done to it is done while it trains."""
+    return with_sections(
+        recipe, "endless", train={"max_steps": 1_000_000}, checkpoint={"every_steps": 1_000_000}
+    )
+
+
+def test_a_killed_trainer_takes_its_probe_with_it_and_what_comes_again_is_probed_once(
+    endless: Path, straight: Run
 ) -> None:
-    run = recipe.with_name("killed")
-    launched = Launched("python", recipe, run)
+    run = endless.with_name("killed")
+    launched = Launched("python", endless, run)
     assert launched.wait(lambda: launched.runs(str(PROBE)))
     os.kill(launched.command.pid, signal.SIGKILL)
     _, seconds = launched.end(ENDS_WITHIN)
     assert launched.command.returncode == -signal.SIGKILL and seconds < ENDS_WITHIN
     assert answers(run) == [] and has_encoder(run, EVERY)
 
-    done = train(recipe, f"run.dir={run}")
-    assert done.returncode == 0, done.stderr
-    first, *others = answers(run)
-    assert first["step"] == EVERY and results(first) == results(answers(straight.folder)[0])
-    assert EVERY not in [line["step"] for line in others]
+    # There was no checkpoint: it begins at 0, and its probe is another one.
+    done = train(endless, f"run.dir={run}", f"train.max_steps={UPDATES}")
+    assert done.returncode == 0 and "again" not in done.stderr
+    (line,) = answers(run)
+    assert line["step"] == EVERY and results(line) == results(answers(straight.folder)[0])
     assert trained_steps(run) == list(range(1, UPDATES + 1))
 
 
 def test_a_run_that_is_asked_to_stop_ends_its_probe_and_begins_it_again(
-    recipe: Path, straight: Run
+    endless: Path, straight: Run
 ) -> None:
-    run = recipe.with_name("stopped")
-    # Without an end in sight: it is stopped while it trains.
-    endless = with_sections(recipe, "endless", train={"max_steps": 100_000})
+    run = endless.with_name("stopped")
     launched = Launched("python", endless, run)
-    assert launched.wait(lambda: launched.runs(str(PROBE)) and launched.updates > 2 * EVERY)
+    assert launched.wait(lambda: launched.runs(str(PROBE)) and launched.updates > 4 * EVERY)
     launched.command.terminate()
     _, seconds = launched.end(ENDS_WITHIN)
     assert launched.command.returncode == 75 and seconds < ENDS_WITHIN
     assert has_encoder(run, EVERY) and answers(run) == []
 
+    # Those that were due meanwhile were left out, counted and told.
     step = Run(run, ()).exit["step"]
-    skipped = sum("probe/skipped" in line for line in Run(run, ()).metrics)
+    skipped = {
+        line["step"]: line["probe/skipped"]
+        for line in Run(run, ()).metrics
+        if "probe/skipped" in line
+    }
+    due = range(2 * EVERY, step + 1, EVERY)
+    assert skipped == {late: number for number, late in enumerate(due, start=1)} != {}
+    assert all(
+        f"no probe of update {late}: that of update {EVERY}" in launched.said for late in due
+    )
+
     done = train(endless, f"run.dir={run}", f"train.max_steps={step}")
     assert done.returncode == 0 and f"probe of update {EVERY} again" in done.stderr
     (line,) = answers(run)
     assert results(line) == results(answers(straight.folder)[0])
-    assert line["probe/skipped"] == skipped > 0 and not has_encoder(run, EVERY)
+    assert line["probe/skipped"] == len(skipped) and not has_encoder(run, EVERY)
 
 
 def test_a_finished_run_waits_no_longer_than_it_may_and_says_so(
     recipe: Path, straight: Run
 ) -> None:
     run = recipe.with_name("impatient")
-    words = (f"run.dir={run}", f"train.max_steps={EVERY}")
-    hasty = train(recipe, *words, "probe.wait_seconds=0")
+    hasty = train(recipe, f"run.dir={run}", "probe.wait_seconds=0")
     assert hasty.returncode == 0 and f"probe of update {EVERY} is not done" in hasty.stderr
     assert has_encoder(run, EVERY) and answers(run) == []
-    assert train(recipe, *words).returncode == 0
+    assert train(recipe, f"run.dir={run}").returncode == 0
     (line,) = answers(run)
     assert results(line) == results(answers(straight.folder)[0])
     lines = Run(run, ()).metrics
-    assert train(recipe, *words).returncode == 0 and Run(run, ()).metrics == lines
+    assert train(recipe, f"run.dir={run}").returncode == 0 and Run(run, ()).metrics == lines
 
 
 def test_a_probe_that_fails_is_counted_and_quoted_and_training_goes_on(recipe: Path) -> None:
     run = recipe.with_name("failing")
-    done = train(recipe, f"run.dir={run}", "train.max_steps=40", "probe.tracks=2")
-    assert done.returncode == 0 and trained_steps(run) == list(range(1, 41))
-    failed = answers(run)
-    assert [line["probe/failed"] for line in failed] == list(range(1, len(failed) + 1))
-    assert failed[0]["step"] == EVERY and results(failed[0]) == {}
+    done = train(recipe, f"run.dir={run}", "probe.tracks=2")
+    assert done.returncode == 0 and trained_steps(run) == list(range(1, UPDATES + 1))
+    (failed,) = answers(run)
+    assert (failed["step"], failed["probe/failed"], results(failed)) == (EVERY, 1, {})
     assert f"probe of update {EVERY} failed" in done.stderr and "raise --tracks" in done.stderr
     assert not has_encoder(run, EVERY)
 
