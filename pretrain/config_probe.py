@@ -15,7 +15,7 @@ class ProbeConfig(Section):
     """Updates between probes; 0: none."""
 
     tasks: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    """What is asked of the features; ``None``: all that ``launch/probe.py`` asks."""
+    """What is asked of the features; ``None``: what ``launch/probe.py`` asks by itself."""
 
     tracks: Count | None = None
     """Tracks of each kind; ``None``: the probe's own number."""
