@@ -156,7 +156,7 @@ def held_out_batches(
     training crop shares its mask with one of these.
     """
     rows: list[Crop] = []
-    for number, planned in enumerate(islice(_held_out(plan), crops)):
+    for number, planned in enumerate(islice(held_out(plan), crops)):
         if number % ranks != rank:
             continue
         part = plan.parts[planned.part]
@@ -169,7 +169,8 @@ def held_out_batches(
         yield collate(rows, update=0, crop_samples=plan.crop_samples)
 
 
-def _held_out(plan: Plan) -> Iterator[PlannedCrop]:
+def held_out(plan: Plan) -> Iterator[PlannedCrop]:
+    """The crops of :func:`held_out_batches` in their order."""
     for row in range(max(len(part.clips) for part in plan.parts)):
         for number, part in enumerate(plan.parts):
             if row < len(part.clips):

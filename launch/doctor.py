@@ -26,11 +26,11 @@ def main() -> int:
     arguments = _parse()
     end_on(*STOPS)
     follow_launchers()
-    from etude.pretrain.config_file import load_config
+    from etude.launch.run_config import load_run_config
 
     config = None
     if arguments.config is not None:
-        config = load_config(arguments.config, arguments.overrides)
+        config = load_run_config(arguments.config, arguments.overrides)
     # Heavy imports only now: a misspelt key is told in a second.
     try:
         import_module("etude.pretrain.doctor.examine")

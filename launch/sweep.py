@@ -13,6 +13,7 @@ from pathlib import Path
 from etude.data.errors import InputError
 from etude.data.files import write_bytes
 from etude.launch.cli import STOPS, end_on, interrupt_on, print_error, run
+from etude.launch.run_config import check_probe
 from etude.pretrain.run_folder import RunFolder
 from etude.pretrain.sweeps.plan import describe_sweep
 from etude.pretrain.sweeps.question import Question
@@ -31,6 +32,8 @@ def main() -> int:
     question = Question(arguments.question)
     tasks = _tasks(question)
     runs = all_runs(question)
+    for each in runs:
+        check_probe(each.config)
     chosen = _chosen(question, runs, arguments.only)
     if arguments.dry_run:
         print("\n".join(describe_sweep(question, chosen)))

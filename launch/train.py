@@ -16,9 +16,10 @@ def main() -> int:
     arguments = _parse()
     end_on(*STOPS)
     follow_launchers()
-    from etude.pretrain.config_file import dump_yaml, load_config
+    from etude.launch.run_config import load_run_config
+    from etude.pretrain.config_file import dump_yaml
 
-    config = load_config(arguments.config, arguments.overrides)
+    config = load_run_config(arguments.config, arguments.overrides)
     if arguments.print_config:
         print(dump_yaml(config), end="")
         return 0

@@ -42,6 +42,7 @@ from etude.pretrain.masked_prediction import MaskedPrediction, Mixture
 from etude.pretrain.metrics import MetricSums
 from etude.pretrain.numerics import Skips
 from etude.pretrain.peak import total_peak
+from etude.pretrain.probing.hook import Probes
 from etude.pretrain.profiling import Profile
 from etude.pretrain.random import derive
 from etude.pretrain.run_folder import RunFolder
@@ -49,7 +50,7 @@ from etude.pretrain.run_state import RunState
 from etude.pretrain.schedules import Schedule, ramp, tri_stage, warmup_linear
 from etude.pretrain.stop import StopRequest
 from etude.pretrain.targets.base import Target
-from etude.pretrain.targets.codec import CodecTarget
+from etude.pretrain.targets.codec import CodecTarget, Decoder
 from etude.pretrain.targets.cqt import CqtTarget
 from etude.pretrain.targets.kmeans import KmeansTarget
 from etude.pretrain.targets.teacher import TeacherTarget
@@ -132,7 +133,7 @@ def build_trainer(
             stock=config.data.reader == "webdataset",
         ),
         schedule=_build_schedule(config),
-        hooks=_hooks(config, inputs, engine, objective, saver, world, folder, watchdog),
+        hooks=_hooks(config, inputs, engine, objective, saver, world, folder, stop, watchdog),
         saver=saver,
         stop=stop,
         watchdog=watchdog,
@@ -197,6 +198,7 @@ def _hooks(
     saver: SaveCheckpoints,
     world: World,
     folder: RunFolder,
+    stop: StopRequest,
     watchdog: Watchdog,
 ) -> list[Hook]:
     hooks: list[Hook] = []
@@ -214,7 +216,21 @@ def _hooks(
             hooks.append(Health(inspect, every=health.every_steps, max_steps=last))
     if world.is_main:
         events = folder.tensorboard if config.logging.tensorboard else None
-        hooks.append(MetricsFile(folder.metrics, events))
+        metrics = MetricsFile(folder.metrics, events)
+        hooks.append(metrics)
+        if config.logging.look_every_steps and inputs.valid is not None:
+            hooks.append(_look(config, inputs.valid, objective, world, folder, metrics, watchdog))
+        if config.probe.every_steps:
+            hooks.append(
+                Probes(
+                    config.probe,
+                    folder,
+                    objective.encoder,
+                    metrics,
+                    beat=partial(watchdog.at, "waiting for a probe"),
+                    stopping=lambda: stop.reason is not None,
+                )
+            )
         hooks.append(Progress(last, config.train.global_batch))
         if config.train.profile:
             hooks.append(Profile(folder.profile, objective, world.device))
@@ -225,6 +241,39 @@ def _hooks(
     limits = {"target_std": health.min_target_std, "prediction_std": health.min_prediction_std}
     hooks.append(StopAtCollapse(limits, after_steps=health.after_steps, saver=saver))
     return hooks
+
+
+def _look(
+    config: Config,
+    valid: Plan,
+    objective: MaskedPrediction,
+    world: World,
+    folder: RunFolder,
+    metrics: MetricsFile,
+    watchdog: Watchdog,
+) -> Hook:
+    # Imported here: matplotlib, which most runs do without.
+    from etude.pretrain.looks.hook import Look
+    from etude.pretrain.looks.judging import judge
+
+    logging = config.logging
+    judged = partial(
+        judge,
+        objective,
+        valid,
+        crops=logging.look_crops,
+        device=world.device,
+        beat=partial(watchdog.at, "looking"),
+    )
+    return Look(
+        judged,
+        objective,
+        folder,
+        metrics,
+        every=logging.look_every_steps,
+        shown=logging.look_shown,
+        max_steps=config.train.max_steps,
+    )
 
 
 def _validate(
@@ -286,6 +335,7 @@ def _build_target(
                 temperature=target.temperature,
                 stored=stored,
                 tokenizer=None if stored else inputs.codecs[name],
+                decoder=_build_decoder_of_tokens(target, config),
             )
         case CqtTargetConfig():
             transform = ConstantQ(
@@ -316,6 +366,15 @@ def _build_target(
             return target.build(config.model, seed=derive(config.seed, "target", name))
         case _:
             assert_never(target)
+
+
+def _build_decoder_of_tokens(target: CodecTargetConfig, config: Config) -> Decoder | None:
+    if target.weights is None or not config.logging.look_every_steps:
+        return None
+    # Imported here: a run on stored tokens needs no codec.
+    from etude.pretrain.codec_decoder import TokenDecoder
+
+    return TokenDecoder(target.weights)
 
 
 def _build_decoder(config: Config) -> ConvDecoder | None:

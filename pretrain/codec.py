@@ -218,7 +218,15 @@ def load_codec(path: Path, *, kind: CodecKind = "encodec_24khz") -> Codec:
     :raises ConfigError: if there is no such file, or it does not hold these weights.
     """
     assert kind == "encodec_24khz"
-    file = path / "model.safetensors" if path.is_dir() else path
+    return codec_from_tensors(read_weights(path), source=str(_file_of(path)))
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """All tensors of a codec's file, or of the file in a folder; nothing in it is executed.
+
+    :raises ConfigError: if there is no such file, or it is of another kind.
+    """
+    file = _file_of(path)
     if not file.is_file():
         raise ConfigError(
             f"there is no file {file} with the weights of EnCodec 24 kHz. The authors' is "
@@ -226,7 +234,11 @@ def load_codec(path: Path, *, kind: CodecKind = "encodec_24khz") -> Codec:
             "the Hugging Face hub. To try things without them: `python launch/standin_codec.py "
             f"CORPUS --out {file}`."
         )
-    return codec_from_tensors(_read(file), source=str(file))
+    return _read(file)
+
+
+def _file_of(path: Path) -> Path:
+    return path / "model.safetensors" if path.is_dir() else path
 
 
 def codec_from_tensors(tensors: Mapping[str, Tensor], *, source: str = "the weights") -> Codec:

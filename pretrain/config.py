@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from etude.data.place import is_url
 from etude.models.config import EncoderConfig
 from etude.pretrain.config_data import DataConfig
+from etude.pretrain.config_probe import ProbeConfig
 from etude.pretrain.config_types import (
     Count,
     Decay,
@@ -365,6 +366,17 @@ class LoggingConfig(Section):
     valid_every_steps: Count = 1_000
     """Updates between validations; one is always made at the end."""
 
+    look_every_steps: Natural = 0
+    """Updates between looks at what is predicted of held-out crops, with pictures and sound
+    (docs/looking.md); one is also made at the end; 0: never."""
+
+    look_crops: Count = 32
+    """Held-out crops that a look judges, one by one, on rank 0, while the other ranks wait."""
+
+    look_shown: Count = 1
+    """How many are shown of the first ones, of those with the highest loss and of those with the
+    lowest."""
+
     tensorboard: bool = True
     """Whether to write TensorBoard event files beside ``metrics.jsonl``."""
 
@@ -410,6 +422,7 @@ class Config(Section):
     health: HealthConfig = HealthConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LoggingConfig = LoggingConfig()
+    probe: ProbeConfig = ProbeConfig()
     perf: PerfConfig = PerfConfig()
 
     init_from: Path | None = None

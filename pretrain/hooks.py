@@ -31,6 +31,9 @@ class Hook:
     def logged(self, trainer: "Trainer", values: Mapping[str, float]) -> None:
         """After metrics were reduced; the same values on every rank."""
 
+    def complete(self, trainer: "Trainer") -> None:
+        """After the last update and its checkpoint; not where the run was stopped or failed."""
+
     def close(self, trainer: "Trainer") -> None:
         """At the end, also when the run was asked to stop or failed."""
 
@@ -50,13 +53,22 @@ class MetricsFile(Hook):
                 str(self._tensorboard), purge_step=trainer.step + 1
             )
 
+    @property
+    def writer(self) -> SummaryWriter | None:
+        """TensorBoard's, for what is no number."""
+        return self._writer
+
     def logged(self, trainer: "Trainer", values: Mapping[str, float]) -> None:
         """One line of JSON per log interval."""
-        line = {"step": trainer.step, **{key: _json_number(v) for key, v in values.items()}}
+        self.write(trainer.step, values)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """A line that belongs to update ``step``, which may lie behind."""
+        line = {"step": step, **{key: _json_number(v) for key, v in values.items()}}
         self._file.write(json.dumps(line) + "\n")
         if self._writer is not None:
             for name, value in values.items():
-                self._writer.add_scalar(name, value, trainer.step)  # type: ignore[no-untyped-call]
+                self._writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
 
     def close(self, trainer: "Trainer") -> None:
         """Closes both."""

@@ -11,6 +11,7 @@ only in the targets (Li et al., "MERT", 2023; Hsu et al., "HuBERT", 2021; Baevsk
 """
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,16 @@ from etude.pretrain.targets.base import FrameContext, Target
 
 Mixture = Callable[[Tensor, Tensor], Tensor]
 """(waveform (B, T), sample_ids (B,)) -> mixed waveform."""
+
+
+class Guess(NamedTuple):
+    """What a target is and what is predicted of it, in the first view."""
+
+    target_BF: Tensor
+    """(B, F, …)."""
+
+    predicted_BF: Tensor
+    """The same shape; only on masked frames is a head trained to say anything."""
 
 
 class MaskedPrediction(nn.Module):
@@ -186,6 +197,25 @@ class MaskedPrediction(nn.Module):
             if target.moves:
                 found[name] = target.compute(context)
         return found
+
+    @torch.no_grad()
+    def guess(self, batch: AudioBatch) -> tuple[Tensor, dict[str, Guess]]:
+        """What is predicted of the crops as :meth:`forward` masks them, for people to look at.
+
+        :returns: True where masked, (B, F), in the first view; and a guess by the target's name,
+            of those that have any.
+        """
+        crops = len(batch.waveform)
+        features: Features = self.encoder.frontend(batch.waveform, batch.num_samples)
+        mask = self.mask(batch, features.projected.shape[1])
+        hidden_BFD = self._predict(features.projected, mask, None)[:crops]
+        found = {}
+        for name, target in self.targets.items():
+            assert isinstance(target, Target)
+            if (predicted := target.predict(hidden_BFD)) is not None:
+                args = (batch, batch.waveform, features.projected, mask)
+                found[name] = Guess(self._target_of(target, *args)[:crops], predicted)
+        return mask.bool_BF[:crops], found
 
     def after_step(self, update: int) -> None:
         """Lets targets that move without gradients move."""

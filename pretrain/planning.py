@@ -66,7 +66,7 @@ def find_speed(config: Config, folder: RunFolder, flops: float) -> Speed | None:
         line["perf/crops_per_second"] / line["perf/ranks"] for line in lines if "perf/ranks" in line
     ]
     if measured:
-        ranks = round(lines[-1].get("perf/ranks", 1))
+        ranks = round(next(line["perf/ranks"] for line in lines[::-1] if "perf/ranks" in line))
         return Speed(
             statistics.median(measured),
             f"measured in {folder.path} on {ranks} rank{'s' if ranks > 1 else ''}, its own waiting "
@@ -149,8 +149,8 @@ def describe_time(config: Config, folder: RunFolder, flops: float, *, ranks: int
     speed = find_speed(config, folder, flops)
     if speed is None:
         return "unknown until this run has trained a little, or perf.assumed_tflops is given"
-    lines = list(read_metrics(folder.metrics))
-    left = config.train.max_steps - (int(lines[-1]["step"]) if lines else 0)
+    done = max((int(line["step"]) for line in read_metrics(folder.metrics)), default=0)
+    left = config.train.max_steps - done
     together = speed.crops_per_second * ranks
     hours = left * config.train.global_batch / together / 3600
     return f"{hours:,.2f} h at the {together:.1f} crops/s {speed.origin}"

@@ -4,6 +4,8 @@ import fcntl
 import importlib.metadata
 import json
 import platform
+import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -48,6 +50,8 @@ class RunFolder:
         self.tensorboard = path / "tensorboard"
         self.log = path / "train.log"
         self.profile = path / "profile"
+        self.probes = path / "probes"
+        self.looks = path / "looks"
         self._config = path / "config.yaml"
         self._exit = path / "EXIT.json"
         self._lock: TextIO | None = None
@@ -144,3 +148,21 @@ def cut_lines(path: Path, step: int) -> None:
         kept = [line for line in read_metrics(path) if line["step"] <= step]
         text = "".join(json.dumps(line) + "\n" for line in kept)
         write_bytes(path, text.encode())
+
+
+def step_folder(folder: Path, step: int) -> Path:
+    """Where something of update ``step`` lies in ``folder``."""
+    return folder / f"step-{step:08d}"
+
+
+def step_folders(folder: Path) -> dict[int, Path]:
+    """Those that there are, by their update."""
+    named = ((re.fullmatch(r"step-(\d+)", path.name), path) for path in folder.glob("step-*"))
+    return {int(match[1]): path for match, path in sorted(named, key=str) if match}
+
+
+def drop_folders(folder: Path, step: int) -> None:
+    """Deletes what was made after ``step``, of a history that is given up or comes again."""
+    for made, path in step_folders(folder).items():
+        if made > step:
+            shutil.rmtree(path)

@@ -15,7 +15,7 @@ from etude.pretrain.engine import Engine
 from etude.pretrain.errors import ConfigError, DivergedError, NumericsError, PreemptedError
 from etude.pretrain.hooks import SaveCheckpoints
 from etude.pretrain.inputs import Inputs
-from etude.pretrain.run_folder import RunFolder, cut_lines
+from etude.pretrain.run_folder import RunFolder, cut_lines, drop_folders
 from etude.pretrain.run_state import RunState
 from etude.pretrain.stop import StopRequest
 from etude.pretrain.trainer import Trainer
@@ -154,3 +154,5 @@ def _cut(folder: RunFolder, step: int, world: World) -> None:
     if world.is_main:
         cut_lines(folder.metrics, step)
         cut_lines(folder.incidents, step)
+        drop_folders(folder.probes, step)
+        drop_folders(folder.looks, step)

@@ -130,6 +130,8 @@ class Trainer:
                         f"{self._saver.newest} is published. Run the same command again to "
                         "continue."
                     )
+            for hook in self._hooks:
+                hook.complete(self)
         finally:
             for hook in self._hooks:
                 hook.close(self)

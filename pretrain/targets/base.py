@@ -57,6 +57,9 @@ class Target(nn.Module, ABC):
     everywhere = False
     """Whether :meth:`loss` is given all frames rather than the masked ones."""
 
+    classes: int | None = None
+    """Number of classes, per codebook, of a target of labels."""
+
     @abstractmethod
     def compute(self, context: FrameContext) -> Tensor:
         """Targets of every frame from the clean audio, (B, F, …); called without gradients."""
@@ -69,6 +72,20 @@ class Target(nn.Module, ABC):
         :param target_BM: the target there, (B, M, …).
         :param copied_BM: the target at the nearest visible frame of each: the baseline of copying.
         """
+
+    def predict(self, hidden_BFD: Tensor) -> Tensor | None:
+        """The best guess for frames, shaped as :meth:`compute` has them, for people to look at.
+
+        ``None``: there is nothing to look at.
+        """
+        return None
+
+    def sound(self, target_F: Tensor) -> tuple[Tensor, int] | None:
+        """One crop's target, or a guess at it, made audible: waveform (T,) and its sample rate.
+
+        ``None``: it cannot be.
+        """
+        return None
 
     def metrics(self, update: int) -> Mapping[str, Metric]:
         """What is known without a batch, such as a decay; named as in :class:`TargetLoss`."""

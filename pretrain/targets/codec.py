@@ -4,13 +4,17 @@ The loss is the *sum* over codebooks of the mean cross-entropy on masked frames,
 criterion adds the losses of several label sets; per codebook it is that of HuBERT.
 """
 
+import logging
 from typing import Protocol
 
 from torch import Tensor
 
+from etude.pretrain.errors import ConfigError
 from etude.pretrain.metrics import Mean, Metric
 from etude.pretrain.targets.base import FrameContext, Target, TargetLoss
 from etude.pretrain.targets.heads import CosineHead, classification_metrics
+
+_log = logging.getLogger(__name__)
 
 
 class Tokenizer(Protocol):
@@ -18,6 +22,15 @@ class Tokenizer(Protocol):
 
     def encode(self, waveform: Tensor) -> Tensor:
         """Waveform (B, T) to int64 (B, frames, codebooks)."""
+
+
+class Decoder(Protocol):
+    """What makes sound of tokens: :class:`etude.pretrain.codec_decoder.TokenDecoder`."""
+
+    sample_rate: int
+
+    def __call__(self, codes_FK: Tensor) -> Tensor:
+        """Tokens of one crop to its waveform (T,)."""
 
 
 class CodecTarget(Target):
@@ -28,7 +41,10 @@ class CodecTarget(Target):
     :param codebook_size: classes of each; no special symbols, no dictionary.
     :param stored: name of the stored tokens that travel with the batch.
     :param tokenizer: encodes each crop where no tokens are stored; exactly one of the two is given.
+    :param decoder: makes tokens audible.
     """
+
+    classes: int
 
     def __init__(
         self,
@@ -40,13 +56,16 @@ class CodecTarget(Target):
         temperature: float,
         stored: str | None = None,
         tokenizer: Tokenizer | None = None,
+        decoder: Decoder | None = None,
     ) -> None:
         super().__init__()
         assert (stored is None) != (tokenizer is None)
         self.codebooks = codebooks
-        self.codebook_size = codebook_size
+        self.codebook_size = self.classes = codebook_size
         self.stored = stored
         self.tokenizer = tokenizer
+        self._decoder = decoder
+        self._silence_told = False
         self.head = CosineHead(
             dim,
             codebooks=codebooks,
@@ -83,3 +102,24 @@ class CodecTarget(Target):
             )
             metrics.update({f"q{k}/{name}": value for name, value in of_codebook.items()})
         return TargetLoss(loss, metrics)
+
+    def predict(self, hidden_BFD: Tensor) -> Tensor:
+        """The most likely tokens, int64 (B, F, K)."""
+        logits_KNV: Tensor = self.head(hidden_BFD.flatten(0, 1))
+        return logits_KNV.argmax(dim=-1).T.view(*hidden_BFD.shape[:2], self.codebooks)
+
+    def sound(self, target_F: Tensor) -> tuple[Tensor, int] | None:
+        """Tokens (F, K) decoded; without weights that decode there is none, which is said once."""
+        if self._decoder is None:
+            self._tell_silence("the target's `weights` are not given")
+            return None
+        try:
+            return self._decoder(target_F), self._decoder.sample_rate
+        except ConfigError as error:
+            self._tell_silence(str(error))
+            return None
+
+    def _tell_silence(self, reason: str) -> None:
+        if not self._silence_told:
+            self._silence_told = True
+            _log.warning("codec tokens are not made audible: %s", reason)

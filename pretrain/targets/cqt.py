@@ -36,3 +36,8 @@ class CqtTarget(Target):
                 "variance": Spread.of(target_BM.flatten(0, 1)),
             },
         )
+
+    def predict(self, hidden_BFD: Tensor) -> Tensor:
+        """Spectrum, float32 (B, F, bins)."""
+        spectrum: Tensor = self.head(hidden_BFD)
+        return spectrum.float()

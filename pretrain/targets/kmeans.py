@@ -15,6 +15,8 @@ from etude.pretrain.targets.heads import CosineHead, classification_metrics
 class KmeansTarget(Target):
     """Cross-entropy of the nearest centroid's index on masked frames."""
 
+    classes: int
+
     def __init__(
         self, quantizer: FeatureQuantizer, dim: int, *, final_dim: int, temperature: float
     ) -> None:
@@ -40,3 +42,8 @@ class KmeansTarget(Target):
                 loss, compared.accuracy[0], target_BM, copied_BM, classes=self.classes
             ),
         )
+
+    def predict(self, hidden_BFD: Tensor) -> Tensor:
+        """The most likely label, int64 (B, F)."""
+        logits_1NV: Tensor = self.head(hidden_BFD.flatten(0, 1))
+        return logits_1NV[0].argmax(dim=-1).view(hidden_BFD.shape[:2])

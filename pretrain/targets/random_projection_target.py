@@ -24,6 +24,7 @@ _MOST_SIMILARITIES = 1 << 26
 class RandomProjectionTarget(Target):
     """Cross-entropy of the nearest random code's index on masked frames."""
 
+    classes: int
     projection: Tensor
     codes: Tensor
 
@@ -64,3 +65,8 @@ class RandomProjectionTarget(Target):
             loss,
             classification_metrics(loss, accuracy, target_BM, copied_BM, classes=self.classes),
         )
+
+    def predict(self, hidden_BFD: Tensor) -> Tensor:
+        """The most likely label, int64 (B, F)."""
+        logits_BFV: Tensor = self.head(hidden_BFD)
+        return logits_BFV.argmax(dim=-1)

@@ -118,6 +118,11 @@ class TeacherTarget(Target):
             metrics["constant_loss"] = Spread.of(scaled)
         return TargetLoss(loss, metrics)
 
+    def predict(self, hidden_BFD: Tensor) -> Tensor:
+        """The regression, float32 (B, F, D)."""
+        predicted: Tensor = self.head(hidden_BFD)
+        return predicted.float()
+
     def metrics(self, update: int) -> Mapping[str, Metric]:
         """The decay that this update will be followed by."""
         return {"decay": Mean.of(torch.tensor(self._decay(update + 1)))}

@@ -49,7 +49,7 @@ from etude.pretrain.inputs import check_inputs
 COMMANDS = sorted(
     path.name
     for path in LAUNCH.glob("[a-z]*.py")
-    if path.name not in ("cli.py", "sweep_results.py")
+    if path.name not in ("cli.py", "run_config.py", "sweep_results.py")
 )
 
 

@@ -485,7 +485,9 @@ def test_every_key_of_the_quick_start_is_refused_with_a_value_of_a_wrong_type(
     key: str, tmp_path: Path
 ) -> None:
     value = dict(flatten(RESOLVED))[key]
-    text = isinstance(value, str) or key.endswith(("init_from", "deepspeed", ".centroids"))
+    text = isinstance(value, str) or key.endswith(
+        ("init_from", "deepspeed", ".centroids", "probe.cache")
+    )
     wrong = 5 if text and key != "train.micro_batch" else "words"
     path = tmp_path / "wrong.yaml"
     for given in (wrong, [[wrong]]):

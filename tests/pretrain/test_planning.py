@@ -79,6 +79,7 @@ def test_a_measured_speed_comes_before_a_stated_one(tmp_path: Path) -> None:
         {"step": 2, "valid/loss": 1.0},
         {"step": 3, "perf/crops_per_second": 14.0, "perf/ranks": 2.0},
         {"step": 4, "perf/crops_per_second": 99.0, "perf/ranks": 2.0},
+        {"step": 2, "probe/failed": 0.0},  # of a probe: when it has ended
     ]
     folder = folder_with(tmp_path / "run", *measured)
     speed = find_speed(config, folder, flops_of(config))

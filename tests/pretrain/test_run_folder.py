@@ -12,7 +12,7 @@ import yaml
 from etude.pretrain.config import Config
 from etude.pretrain.config_file import load_config
 from etude.pretrain.errors import ConfigError
-from etude.pretrain.run_folder import RunFolder
+from etude.pretrain.run_folder import RunFolder, drop_folders, step_folders
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 
@@ -80,3 +80,14 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
     finally:
         os.killpg(other.pid, signal.SIGKILL)
         other.stdout.close() if other.stdout else None
+
+
+def test_what_was_made_after_a_step_is_dropped_and_nothing_else(tmp_path: Path) -> None:
+    names = ("step-00000020", "step-00000040", "step-00000060", "step-00000060.tmp", "corpus")
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    drop_folders(tmp_path, 40)
+    assert {path.name for path in tmp_path.iterdir()} == {*names} - {"step-00000060"}
+    assert list(step_folders(tmp_path)) == [20, 40]
+    drop_folders(tmp_path / "nowhere", 0)
