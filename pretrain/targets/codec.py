@@ -42,6 +42,7 @@ class CodecTarget(Target):
     :param stored: name of the stored tokens that travel with the batch.
     :param tokenizer: encodes each crop where no tokens are stored; exactly one of the two is given.
     :param decoder: makes tokens audible.
+    :param silence: why nothing does, where there is none.
     """
 
     classes: int
@@ -57,6 +58,7 @@ class CodecTarget(Target):
         stored: str | None = None,
         tokenizer: Tokenizer | None = None,
         decoder: Decoder | None = None,
+        silence: str = "the target's `weights` are not given",
     ) -> None:
         super().__init__()
         assert (stored is None) != (tokenizer is None)
@@ -65,6 +67,7 @@ class CodecTarget(Target):
         self.stored = stored
         self.tokenizer = tokenizer
         self._decoder = decoder
+        self._silence = silence
         self._silence_told = False
         self.head = CosineHead(
             dim,
@@ -111,7 +114,7 @@ class CodecTarget(Target):
     def sound(self, target_F: Tensor) -> tuple[Tensor, int] | None:
         """Tokens (F, K) decoded; without weights that decode there is none, which is said once."""
         if self._decoder is None:
-            self._tell_silence("the target's `weights` are not given")
+            self._tell_silence(self._silence)
             return None
         try:
             return self._decoder(target_F), self._decoder.sample_rate
@@ -122,4 +125,4 @@ class CodecTarget(Target):
     def _tell_silence(self, reason: str) -> None:
         if not self._silence_told:
             self._silence_told = True
-            _log.warning("codec tokens are not made audible: %s", reason)
+            _log.warning("tokens are not made audible: %s", reason)

@@ -56,6 +56,7 @@ class Settings(FurtherTargetConfig):
             final_dim=self.final_dim,
             temperature=self.temperature,
             tokenizer=self._quantizer(model),
+            silence="residual labels of spectra have no phase",
         )
 
     def head_outputs(self, dim: int) -> int:

@@ -159,8 +159,12 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.usefixtures("process_group")
-def test_a_run_learns_such_labels(recipe: Path, tmp_path: Path) -> None:
-    run(recipe, tmp_path / "run", *DDP, "data.workers=0", "train.precision=fp32")
+def test_a_run_learns_such_labels_and_shows_their_use(
+    recipe: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    looks = ("logging.look_every_steps=10", "logging.look_crops=4")
+    run(recipe, tmp_path / "run", *DDP, "data.workers=0", "train.precision=fp32", *looks)
+    assert "residual labels of spectra have no phase" in caplog.text
     written = lines(tmp_path / "run")
     assert written[-1]["tokens/q0/loss"] < written[0]["tokens/q0/loss"]
     for stage in range(3):
