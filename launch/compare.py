@@ -25,14 +25,14 @@ def main() -> int:
     # Imported late: --help needs no matplotlib.
     from etude.pretrain.report import write_report
     from etude.pretrain.report_probe import ProbeReport, read_probe
-    from etude.pretrain.report_run import read_run
+    from etude.pretrain.report_run import read_run, told_apart
     from etude.pretrain.report_table import held_out_table
 
     if arguments.out.is_dir():
         raise InputError(
             f"--out must be a file such as report.html, but {arguments.out} is a folder."
         )
-    runs = [read_run(folder) for folder in arguments.runs]
+    runs = told_apart([read_run(folder) for folder in arguments.runs])
     probes: list[tuple[str, ProbeReport]] = []
     for run in runs:
         if probe := read_probe(run.folder / "probe"):

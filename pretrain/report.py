@@ -8,7 +8,7 @@ Its pieces are in ``report_page.py``, its tables in ``report_tables.py``, its st
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from etude.data.files import write_bytes
@@ -26,7 +26,7 @@ from etude.pretrain.report_panels import (
     target_panels,
 )
 from etude.pretrain.report_probe import ProbeReport, layer_panels
-from etude.pretrain.report_run import ReportRun
+from etude.pretrain.report_run import ReportRun, told_apart
 from etude.pretrain.report_tables import (
     Rows,
     cost_rows,
@@ -76,7 +76,7 @@ def render(
     :param lead: what comes first, in HTML.
     """
     given = [run.name for run in runs]
-    runs = _unique_names(runs)
+    runs = told_apart(runs)
     names = " and ".join(run.name for run in runs) if len(runs) < 4 else f"{len(runs)} runs"
     title = title or names
     shown, told = _against(runs, curves, [name for name, _ in probes if name not in given])
@@ -122,14 +122,6 @@ _COST = (
     "Wall-clock is the time of the training loop with its validations, added up from the logged "
     "rates; starts, and pauses between them, are not in it. Rates are medians of log lines."
 )
-
-
-def _unique_names(runs: Sequence[ReportRun]) -> list[ReportRun]:
-    """Folders of equal names go by their paths."""
-    names = [run.name for run in runs]
-    return [
-        run if names.count(run.name) == 1 else replace(run, name=str(run.folder)) for run in runs
-    ]
 
 
 def _against(

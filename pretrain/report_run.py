@@ -6,8 +6,8 @@ Everything but the curves may be missing: a run that is still going, or was kill
 import json
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +121,24 @@ def read_run(folder: Path) -> ReportRun:
         text,
         _read_exit(folder / EXIT_NAME),
     )
+
+
+def told_apart(runs: Sequence[ReportRun]) -> list[ReportRun]:
+    """Folders of equal names go by as much of their paths as tells them apart."""
+    named = []
+    for run in runs:
+        same = [other for other in runs if other.name == run.name]
+        if len(same) == 1:
+            named.append(run)
+            continue
+        paths = [other.folder.resolve().parts for other in same]
+        own = run.folder.resolve().parts
+        depth = next(
+            (n for n in range(1, len(own)) if [p[-n:] for p in paths].count(own[-n:]) == 1),
+            len(own),  # the same run twice
+        )
+        named.append(replace(run, name=str(Path(*own[-depth:]))))
+    return named
 
 
 def read_metrics(path: Path) -> Metrics:
