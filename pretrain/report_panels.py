@@ -218,10 +218,7 @@ def _train_and_valid(runs: Sequence[ReportRun], name: str) -> list[Curve]:
     for number, run in enumerate(runs):
         train, valid = run.metrics.series(name), run.metrics.series(VALID + name)
         if run.is_reference:
-            found = (train, f"reference, {_TRAIN}"), (valid, f"reference, {_HELD_OUT}")
-            curves += [
-                Curve(series, label, "band", number) for series, label in found if series.steps
-            ]
+            curves += [Curve(s, "reference", "band", number) for s in (train, valid) if s.steps]
             continue
         if train.steps:
             curves.append(Curve(train, _TRAIN, "train", number))
