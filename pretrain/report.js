@@ -86,6 +86,11 @@
     return [low, high];
   }
 
+  // By more than rounding: a mean of equal values is not always that value.
+  function apart(low, high) {
+    return high - low > 1e-9 * Math.max(Math.abs(low), Math.abs(high));
+  }
+
   function bounds(chart, curves) {
     const drawable = (value) => value !== null && (!chart.log || value > 0);
     let [left, right] = chart.zoom || span(curves.flatMap((curve) => curve.x));
@@ -104,7 +109,7 @@
     let [bottom, top] = span(inside.length ? inside : all);
     if (bottom > top) [bottom, top] = chart.log ? [0.1, 10] : [0, 1];
     if (chart.log) return { left, right, bottom: bottom / 1.15, top: top * 1.15 };
-    const room = top > bottom ? 0.05 * (top - bottom) : Math.abs(top) / 2 || 0.5;
+    const room = apart(bottom, top) ? 0.05 * (top - bottom) : Math.abs(top) / 2 || 0.5;
     return { left, right, bottom: bottom - room, top: top + room };
   }
 
@@ -216,6 +221,7 @@
   function drawAll() { charts.forEach(draw); }
 
   function zoom(chart, left, right) {
+    if (left !== null && !apart(left, right)) return;
     chart.zoom = left === null ? null : [left, right];
     draw(chart);
   }

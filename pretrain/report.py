@@ -161,7 +161,8 @@ def _told(curve: ReferenceCurve, run: ReportRun) -> str:
         f"(seed {', '.join(map(str, curve.seeds))}) to update {curve.updates[-1]:,}, "
         f"{curve.audio_hours[-1]:,.4g} h of audio heard, code {curve.commit[:12]}, "
         f"{curve.hardware}. Drawn as a pale band from the lowest to the highest of them, over "
-        f"the same audio hours as {run.name}; its own unigram entropy and majority rate lie beside it in grey."
+        f"the same audio hours as {run.name}; its own unigram entropy and majority rate lie beside "
+        "it in grey."
     )
     rows = [["key", f"reference {curve.name}", run.name]]
     rows += [list(row) for row in curve.differences(run.config or {})]
