@@ -152,7 +152,7 @@ def make_curve(
     seeds = [run.flat_config.get("seed") for run in runs]
     if len(set(seeds)) < len(seeds):
         raise InputError(f"each run of a curve must have a seed of its own, but they are {seeds}.")
-    logged = [{int(record["step"]): record for record in run.metrics.records} for run in runs]
+    logged = [_by_update(run.metrics) for run in runs]
     names = [n for n in first.metrics.names if not n.startswith(_LEFT_OUT)]
     for run, lines in zip(runs, logged, strict=True):
         others = [n for n in run.metrics.names if not n.startswith(_LEFT_OUT)]
@@ -211,6 +211,13 @@ def _settings(config: dict[str, Any]) -> dict[str, Any]:
     own = {key: value for key, value in config.items() if key != "versions"}
     whole = with_new_defaults({"seed": 0, "run": {"dir": "-"}, **own})
     return {key: value for key, value in flatten(whole) if key not in _MAY_DIFFER}
+
+
+def _by_update(metrics: Metrics) -> dict[int, dict[str, float]]:
+    merged: dict[int, dict[str, float]] = {}
+    for record in metrics.records:
+        merged.setdefault(int(record["step"]), {}).update(record)
+    return merged
 
 
 def _band(name: str, logged: Sequence[dict[int, dict[str, float]]], updates: list[int]) -> Band:

@@ -177,7 +177,8 @@ def health_panels(runs: Sequence[ReportRun]) -> list[Panel]:
 
 def other_panels(runs: Sequence[ReportRun]) -> list[Panel]:
     """One plain panel for every quantity that no other panel shows."""
-    shown = {"loss", "audio_hours", *(name for name, *_ in _RUN_PANELS)}
+    # The rate says nothing that crops per second do not.
+    shown = {"loss", "audio_hours", "perf/audio_hours_per_day", *(name for name, *_ in _RUN_PANELS)}
     shown |= {f"{target}/{quantity}" for target in target_names(runs) for quantity in _USED}
     shown |= set(_health_names(runs))
     names = _names(runs)

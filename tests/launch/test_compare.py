@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from html_page import Page, check_stands_alone
+from written_run import make_run
 
 from etude.data.errors import InputError
 from etude.pretrain.config import Config
@@ -53,45 +54,6 @@ PROBE = {
         }
     },
 }
-
-
-def make_run(folder: Path, *, lr: float = 3e-4, torn: bool = True) -> Path:
-    """A run of 40 updates in the words of the trainer, killed while it wrote the last line."""
-    folder.mkdir(parents=True)
-    lines: list[dict[str, float]] = []
-    for step in range(2, 42, 2):
-        fall = math.exp(-step / 20)
-        record = {
-            "step": step,
-            "loss": 6 + fall,
-            "optim/lr": lr * min(1, step / 10),
-            "optim/grad_norm": 2 + math.sin(step),
-            "audio_hours": step / 50,
-            "perf/crops_per_second": 12.5,
-            "perf/data_wait": 0.01,
-            "feature_penalty": 0.3 + fall,
-            "logmel/loss": 4 + fall,
-            "logmel/accuracy": 0.1 - 0.05 * fall,
-            "logmel/copy_accuracy": 0.4,
-            "logmel/majority_rate": 0.08,
-            "logmel/unigram_entropy": 4.2,
-            "cqt/loss": 100 * fall,
-            "cqt/copy_loss": 40.0,
-            "cqt/variance": 60.0,
-            "data/skipped": 0,
-        }
-        lines.append(record)
-        if step % 20 == 0:
-            valid = {f"valid/{name}": value for name, value in record.items() if name[0] in "lc"}
-            lines.append({"step": step, **valid})
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    (folder / "metrics.jsonl").write_text(text + ('{"step": 42, "lo' if torn else ""))
-    (folder / "config.yaml").write_text(
-        f"config:\n  run: {{dir: {folder}}}\n  seed: 1\n  optim: {{lr: {lr}}}\n"
-        "  objective: {targets: {logmel: {kind: kmeans}, cqt: {kind: cqt}}}\n"
-        "versions: {torch: 2.9.1}\n"
-    )
-    return folder
 
 
 def test_the_page_stands_alone_and_is_well_formed(tmp_path: Path) -> None:
