@@ -30,6 +30,14 @@
     return Number(value.toPrecision(4)).toLocaleString("en");
   }
 
+  // As many decimals as it takes to tell neighbours apart.
+  function marks(values) {
+    const largest = Math.max(...values.map(Math.abs)), step = values[1] - values[0];
+    if (values.length < 2 || largest >= 1e6 || largest < 1e-3) return values.map(words);
+    const decimals = Math.min(9, Math.max(0, Math.ceil(-Math.log10(step) - 1e-9)));
+    return values.map((value) => value.toLocaleString("en", { maximumFractionDigits: decimals }));
+  }
+
   // What the horizontal axis is called, and what its values are divided by.
   function horizontal(chart, longest) {
     if (chart.over === "layers") return ["layer (0: input of the first)", 1];
@@ -152,7 +160,7 @@
       curve.x.forEach((x, n) => {
         if (curve.ends[0][n] === null) return;
         const at = X(x).toFixed(1);
-        group.append(element("path", { ...stroke, class: "interval", opacity: 0.5, "stroke-dasharray": "none",
+        group.append(element("path", { ...stroke, class: "interval", opacity: 0.6, "stroke-width": 2, "stroke-dasharray": "none",
           d: `M${at} ${Y(curve.ends[0][n]).toFixed(1)}V${Y(curve.ends[1][n]).toFixed(1)}` }));
       });
     else if (curve.ends)
@@ -163,10 +171,11 @@
       ? line([box.left, box.right], [curve.y[0], curve.y[0]], X, Y, chart.log)
       : line(curve.x, curve.y, X, Y, chart.log);
     group.append(element("path", { ...stroke, class: "line", d: path }));
-    if (look.dots && curve.x.length <= 200)
+    const dots = look.dots || (curve.x.length === 1 && !level && 2.6);
+    if (dots && curve.x.length <= 200)
       curve.x.forEach((x, n) => {
         if (curve.y[n] === null || (chart.log && curve.y[n] <= 0)) return;
-        group.append(element("circle", { cx: X(x).toFixed(1), cy: Y(curve.y[n]).toFixed(1), r: look.dots, fill: run.colour }));
+        group.append(element("circle", { cx: X(x).toFixed(1), cy: Y(curve.y[n]).toFixed(1), r: dots, fill: run.colour }));
       });
     return group;
   }
@@ -197,15 +206,19 @@
     const [title, divisor] = horizontal(chart, longest);
     Object.assign(chart, { box, shown: curves, divisor });
     const parts = key(curves);
-    for (const x of ticks(box.left / divisor, box.right / divisor, 6)) {
-      if (chart.over === "layers" && x % 1) continue;
+    let along = ticks(box.left / divisor, box.right / divisor, 6);
+    if (chart.over === "layers") along = along.filter((x) => Number.isInteger(x));
+    const names = marks(along);
+    for (const [n, x] of along.entries()) {
       const at = X(x * divisor);
       parts.push(element("path", { class: "grid", d: `M${at.toFixed(1)} ${TOP}V${HEIGHT - BOTTOM}` }));
-      parts.push(element("text", { x: at, y: HEIGHT - BOTTOM + 13, "text-anchor": "middle" }, words(x)));
+      parts.push(element("text", { x: at, y: HEIGHT - BOTTOM + 13, "text-anchor": "middle" }, names[n]));
     }
-    for (const y of chart.log ? logTicks(box.bottom, box.top) : ticks(box.bottom, box.top, 5)) {
+    const up = chart.log ? logTicks(box.bottom, box.top) : ticks(box.bottom, box.top, 5);
+    const levels = chart.log ? up.map(words) : marks(up);
+    for (const [n, y] of up.entries()) {
       parts.push(element("path", { class: "grid", d: `M${LEFT} ${Y(y).toFixed(1)}H${WIDTH - RIGHT}` }));
-      parts.push(element("text", { x: LEFT - 5, y: Y(y) + 3.5, "text-anchor": "end" }, words(y)));
+      parts.push(element("text", { x: LEFT - 5, y: Y(y) + 3.5, "text-anchor": "end" }, levels[n]));
     }
     parts.push(element("text", { x: (LEFT + WIDTH - RIGHT) / 2, y: HEIGHT - 6, "text-anchor": "middle", class: "axis" }, title));
     if (chart.unit) parts.push(element("text", { transform: `translate(11 ${(TOP + HEIGHT - BOTTOM) / 2}) rotate(-90)`, "text-anchor": "middle" }, chart.unit));
@@ -292,7 +305,7 @@
     document.querySelectorAll("figure[data-chart]").forEach((figure) => {
       const number = Number(figure.dataset.chart), chart = { ...data.charts[number], number, zoom: null };
       chart.clip = element("clipPath", { id: `clip${number}` },
-        element("rect", { x: LEFT, y: TOP - 3, width: WIDTH - LEFT - RIGHT, height: HEIGHT - TOP - BOTTOM + 6 }));
+        element("rect", { x: LEFT - 3, y: TOP - 3, width: WIDTH - LEFT - RIGHT + 6, height: HEIGHT - TOP - BOTTOM + 6 }));
       chart.mark = element("path", { class: "mark" });
       chart.svg = element("svg", {
         viewBox: `0 0 ${WIDTH} ${HEIGHT}`, class: "live", tabindex: 0, role: "application",

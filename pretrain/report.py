@@ -109,15 +109,23 @@ def render(
     parts.append(draw_all(health_panels(everything)))
     parts += _section("Cost", cost_rows(runs))
     parts.append(note(_COST))
+    if probes:
+        parts.append("<h2>Probes, layer by layer</h2>" + note(_PROBES))
+        parts.append(draw_all(layer_panels(_numbered(probes, given, shown))))
+    parts += [_probe(name, probe) for name, probe in probes]
     if others := other_panels(runs):
         parts.append("<h2>Everything else that was logged</h2>" + draw_all(others))
-    parts.append(draw_all(layer_panels(_numbered(probes, given, shown))))
-    parts += [_probe(name, probe) for name, probe in probes]
     parts += [_configuration(run) for run in runs]
     data = script_data(shown.names, shown.colours, shown.clocks, drawn, runs=len(runs))
     return page(title, parts, data=data)
 
 
+_PROBES = (
+    "The encoder is frozen, and a linear classifier reads one task from each layer's features. In "
+    "the tables: test accuracy with its 95 % interval, at the layer that validation chose. The "
+    "untrained encoder shows what the architecture alone gives, log-mel what the spectrum alone "
+    "gives; a difference whose interval contains zero shows nothing."
+)
 _COST = (
     "Wall-clock is the time of the training loop with its validations, added up from the logged "
     "rates; starts, and pauses between them, are not in it. Rates are medians of log lines."
@@ -221,12 +229,7 @@ def _numbered(
 
 def _probe(name: str, probe: ProbeReport) -> str:
     parts = [
-        f'<section class="probe"><h2>Probes: {text(name)}</h2>',
-        '<p class="note">The encoder is frozen, and a linear classifier reads one task from each '
-        "layer's features. Test accuracy with its "
-        "95 % interval, at the layer that validation chose. The untrained encoder shows what the "
-        "architecture alone gives, log-mel what the spectrum alone gives; a difference whose "
-        "interval contains zero shows nothing.</p>",
+        f"<section><h3>Probes: {text(name)}</h3>",
     ]
     if probe.problem is not None:
         parts.append(f"<p>{text(probe.problem)}.</p>")

@@ -26,8 +26,8 @@ p { max-width: 46rem; } .note { color: var(--soft); font-size: .85rem; margin: .
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); }
 figure { margin: 0; padding: .75rem; border: 1px solid var(--line); border-radius: .4rem;
   background: var(--panel); break-inside: avoid; min-width: 0; }
-svg, img { width: 100%; height: auto; display: block; } img { background: #fff; }
-.probe img { max-width: 60rem; }
+svg { width: 100%; height: auto; display: block; } .wide + .panels { margin-top: 1rem; }
+section { margin-top: 1rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .25rem .75rem .25rem 0; border-bottom: 1px solid var(--line);
@@ -77,7 +77,7 @@ def page(title: str, parts: Sequence[str], *, data: str | None = None) -> str:
             f'<script type="application/json" id="data">{data}</script>\n<script>{code}</script>\n'
         )
         allowed = f" script-src 'sha256-{digest}';"
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:;{allowed}"
+    policy = f"default-src 'none'; style-src 'unsafe-inline';{allowed}"
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'

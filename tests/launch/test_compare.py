@@ -129,6 +129,7 @@ def test_probes_are_shown_and_damaged_ones_are_named(tmp_path: Path) -> None:
     )
     run = read_run(make_run(tmp_path / "a"))
     page = render([run], [("a", probe)])
+    assert "<h3>Probes: a</h3>" in page
     Page(page)
     assert "(layer 2)" in page and "Probe: key" not in page  # accuracies of no layer are known
 

@@ -161,6 +161,13 @@ def test_the_page_shows_what_fits_and_names_what_does_not(
     assert done.returncode == 2 and "there is no folder" in done.stderr
 
 
+def test_a_page_is_made_without_torch() -> None:
+    code = (
+        "import etude.pretrain.report, etude.pretrain.curves, sys; sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
 def test_a_damaged_curve_is_named(seeds: list[Path], tmp_path: Path) -> None:
     curve = make_curve([read_run(seeds[0])], **ORIGIN)
     path = tmp_path / "tiny.json"
