@@ -42,8 +42,8 @@ _PENALTY = (
 )
 _GRAD_NORM = (
     "Length of the gradient over all parameters before it is clipped. Single spikes are usual and "
-    "are what clipping is for; a rise that lasts, or a value above the clipping norm at every "
-    "update, says that the learning rate is too high."
+    "are what clipping is for; a rise that lasts warns. That it is low says nothing: it is low "
+    "where nothing is learnt, too."
 )
 _LR = (
     "The size of the optimizer's step: it rises during warm-up, then decays. Compare it with the "
