@@ -7,7 +7,7 @@ interrupted or made by another version.
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ class ProbeReport:
     """Cells, the first row being the header; empty where there is nothing to read."""
 
     layers: tuple[LayerCurve, ...] = ()
-    chance: Mapping[str, float] | None = None
+    chance: Mapping[str, float] = field(default_factory=dict)
     """By task."""
 
     problem: str | None = None
@@ -59,7 +59,8 @@ def read_probe(folder: Path) -> ProbeReport | None:
     try:
         results = json.loads(path.read_text())
         rows, layers = _rows(results), tuple(_layers(results))
-        chance = {name: float(task["chance"]) for name, task in results["tasks"].items()}
+        tasks = results["tasks"].items()
+        chance = {name: float(task["chance"]) for name, task in tasks if "chance" in task}
     except (
         *(ValueError, KeyError, TypeError, AttributeError),
         *(RecursionError, OverflowError),
@@ -83,7 +84,7 @@ def _task_panel(task: str, probes: Sequence[tuple[int, ProbeReport]]) -> Panel:
         found = [curve for curve in probe.layers if curve.task == task]
         last = max((curve.accuracy.steps[-1] for curve in found), default=0)
         levels = [(c.model, c.accuracy.values[0]) for c in found if len(c.accuracy.steps) == 1]
-        if found and probe.chance:
+        if found and task in probe.chance:
             levels.append(("chance", probe.chance[task]))
         for curve in found:
             if len(curve.accuracy.steps) > 1:
