@@ -17,8 +17,8 @@ from etude.pretrain.report_run import Series
 RESULTS_NAME = "results.json"
 
 _LAYERS = (
-    "Test accuracy of a linear probe of each layer; higher is better. Bars: 95 % intervals over "
-    "test tracks, where the results have them. Solid: trained; dotted: the same encoder untrained; "
+    "Test accuracy, or the task's own score, of a probe of each layer; higher is better. "
+    "Bars: 95 % intervals over test tracks, where the results have them. Solid: trained; dotted: the same encoder untrained; "
     "dashed: log-mel features, and chance. The layer that a table names was chosen on validation."
 )
 
@@ -93,7 +93,7 @@ def _task_panel(task: str, probes: Sequence[tuple[int, ProbeReport]]) -> Panel:
                 curves.append(Curve(curve.accuracy, label, style, run))
         for label, value in levels:
             curves.append(Curve(Series((0, last), (value, value)), label, "constant", run))
-    return Panel(f"Probe: {task}", curves, _LAYERS, "test accuracy", over="layers")
+    return Panel(f"Probe: {task}", curves, _LAYERS, "test score", over="layers")
 
 
 def _layers(results: dict[str, Any]) -> list[LayerCurve]:
@@ -103,7 +103,8 @@ def _layers(results: dict[str, Any]) -> list[LayerCurve]:
         for name, kind in kinds.items():
             if (result := content["results"].get(name)) is None:
                 continue
-            layers = [each for each in result.get("layers", []) if "test_accuracy" in each]
+            key = f"test_{content.get('metric', 'accuracy')}"
+            layers = [each for each in result.get("layers", []) if key in each]
             if not layers:
                 continue
             chosen, test = result["chosen_layer"], result["test"]
@@ -117,7 +118,7 @@ def _layers(results: dict[str, Any]) -> list[LayerCurve]:
                 tuple(float(each.get("low", math.nan)) for each in of),
                 tuple(float(each.get("high", math.nan)) for each in of),
             )
-            values = tuple(float(each["test_accuracy"]) for each in layers)
+            values = tuple(float(each[key]) for each in layers)
             curves.append(LayerCurve(str(task), name, kind, Series(numbers, values, ends)))
     return curves
 
