@@ -18,7 +18,8 @@ RESULTS_NAME = "results.json"
 
 _LAYERS = (
     "Test accuracy, or the task's own score, of a probe of each layer; higher is better. "
-    "Bars: 95 % intervals over test tracks, where the results have them. Solid: trained; dotted: the same encoder untrained; "
+    "Bars: 95 % intervals over test tracks, where the results have them. Solid: trained; dotted: "
+    "the same encoder untrained; "
     "dashed: log-mel features, and chance. The layer that a table names was chosen on validation."
 )
 

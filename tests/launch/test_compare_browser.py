@@ -99,7 +99,7 @@ def column(browser: Browser, table: int, number: int) -> list[str]:
     return [str(word) for word in words]
 
 
-def test_every_curve_and_every_table_is_shown(opened: Browser) -> None:
+def test_every_curve_and_every_table_is_shown(opened: Browser, page: Path) -> None:
     data = opened.ask("JSON.parse(document.getElementById('data').textContent)")
     charts = drawn(opened)
     titles = [chart["title"] for chart in charts]
@@ -126,9 +126,10 @@ def test_every_curve_and_every_table_is_shown(opened: Browser) -> None:
         "[t.getBoundingClientRect().height > 20, t.tBodies[0].rows.length])"
     )
     assert len(rows) == 6 and all(seen and count for seen, count in rows)
-    # Intervals of every layer of the trained and the untrained encoder.
+    # The input of the first layer and two layers, each with its interval.
     assert inside(opened, "Probe: pitch", ".interval") == 3
-    assert inside(opened, "Probe: pitch", "g.curve") == 4
+    results = json.loads((page.parent / "labels" / "probe" / "results.json").read_text())
+    assert inside(opened, "Probe: pitch", "g.curve") == len(results["models"]) + 1  # and chance
 
 
 def test_the_axis_is_switched_for_all_charts(opened: Browser) -> None:
