@@ -1,10 +1,11 @@
-"""Curves as small SVG drawings that live inside an HTML page.
+"""Curves as small SVG drawings that live inside an HTML page, readable without any script.
 
 One drawing per panel, so that a phone stacks them and a wide screen lays them side by side. Text
 and axes take the page's own colour (``currentColor``): the same drawing is readable on white, on
 black and on paper.
 """
 
+import colorsys
 import html
 import io
 import math
@@ -21,15 +22,14 @@ from matplotlib.lines import Line2D
 from etude.pretrain.report_run import Series
 
 RUN_COLOURS = ("#2f7ed8", "#d9730d", "#2a9d5c", "#c2408c", "#8a63d2", "#7d8b00")
-"""Readable on white and on black alike; more runs than colours share them."""
+"""Readable on white and on black alike."""
 
-MAX_POINTS = 600
-"""Points per line; a longer curve is drawn through means of equal parts."""
+REFERENCE_COLOUR = "#868c95"
 
 LOG_RANGE = 50.0
 """A loss whose largest value exceeds its smallest so many times is drawn on a logarithmic axis."""
 
-Style = Literal["train", "valid", "constant", "copy"]
+Style = Literal["train", "valid", "constant", "copy", "band", "layers"]
 
 _INK = "#010203"  # replaced by the page's text colour
 
@@ -38,6 +38,8 @@ _LINES: dict[Style, dict[str, Any]] = {
     "valid": {"linewidth": 1.2, "marker": "o", "markersize": 3.5},
     "constant": {"linewidth": 1.2, "linestyle": "--", "alpha": 0.8},
     "copy": {"linewidth": 1.2, "linestyle": ":", "alpha": 0.9},
+    "band": {"linewidth": 0.7, "alpha": 0.6},
+    "layers": {"linewidth": 1.2, "marker": "o", "markersize": 4},
 }
 
 
@@ -68,18 +70,42 @@ class Panel:
     keep_peaks: bool = False
     """Thin a long curve by its largest values instead of means, where spikes are the point."""
 
+    over: Literal["steps", "layers"] = "steps"
+
     @property
     def is_empty(self) -> bool:
         """Whether nothing was logged for it."""
         return not any(curve.series.steps for curve in self.curves)
 
+    @property
+    def is_log(self) -> bool:
+        """Whether its values span decades."""
+        values = [v for curve in self.curves for v in curve.series.values if math.isfinite(v)]
+        spans = bool(values) and min(values) > 0 and max(values) > LOG_RANGE * min(values)
+        return self.may_be_log and spans
 
-def draw(panel: Panel, *, number: int) -> str:
+
+def run_colours(runs: int, references: int = 0) -> list[str]:
+    """A colour for each run, and grey for what they are held against."""
+    colours = list(RUN_COLOURS[:runs])
+    for number in range(runs - len(colours)):
+        # Hues a golden ratio apart: neighbours in the legend differ most.
+        red, green, blue = colorsys.hls_to_rgb(
+            (0.05 + 0.618034 * number) % 1.0, (0.40, 0.58)[number % 2], (0.8, 0.55)[number % 2]
+        )
+        colours.append(f"#{int(255 * red):02x}{int(255 * green):02x}{int(255 * blue):02x}")
+    return [*colours, *[REFERENCE_COLOUR] * references]
+
+
+def draw(panel: Panel, colours: Sequence[str], *, number: int) -> str:
     """The panel as an ``<svg>`` element.
 
+    :param colours: of all runs.
     :param number: makes its ids unique within the page.
     """
-    return drawing(panel.title, lambda figure, axes: _plot(panel, figure, axes), number=number)
+    return drawing(
+        panel.title, lambda figure, axes: _plot(panel, colours, figure, axes), number=number
+    )
 
 
 def drawing(title: str, plot: Callable[[Figure, Axes], None], *, number: int) -> str:
@@ -124,22 +150,13 @@ def legend(figure: Figure, handles: Sequence[Line2D]) -> None:
     )
 
 
-def _plot(panel: Panel, figure: Figure, axes: Axes) -> None:
+def _plot(panel: Panel, colours: Sequence[str], figure: Figure, axes: Axes) -> None:
     for curve in panel.curves:
-        if not curve.series.steps:
-            continue
-        steps, values = _thin(curve.series, peaks=panel.keep_peaks)
-        colour = RUN_COLOURS[curve.run % len(RUN_COLOURS)]
-        line = _LINES[curve.style]
-        if len(steps) == 1 and curve.style in ("constant", "copy"):
-            # A single validation: its baseline is a level, not a point.
-            axes.axhline(values[0], color=colour, **line)
-        else:
-            lone = {"marker": "."} if len(steps) == 1 and curve.style == "train" else {}
-            axes.plot(steps, values, color=colour, **{**line, **lone})
-    if panel.may_be_log and _spans_decades(panel.curves):
+        if curve.series.steps:
+            _line(axes, curve, colours[curve.run])
+    if panel.is_log:
         axes.set_yscale("log")
-    axes.set_xlabel("update")
+    axes.set_xlabel("update" if panel.over == "steps" else "layer (0: input of the first)")
     axes.set_ylabel(panel.unit)
     grid(axes)
     styles = {curve.label: curve for curve in panel.curves}
@@ -149,13 +166,39 @@ def _plot(panel: Panel, figure: Figure, axes: Axes) -> None:
             Line2D(
                 [],
                 [],
-                color=_INK if several else RUN_COLOURS[curve.run % len(RUN_COLOURS)],
+                color=_INK if several else colours[curve.run],
                 label=label,
                 **_LINES[curve.style],
             )
             for label, curve in styles.items()
         ]
         legend(figure, handles)
+
+
+def _line(axes: Axes, curve: Curve, colour: str) -> None:
+    steps, values = curve.series.steps, curve.series.values
+    line = _LINES[curve.style]
+    if len(steps) == 1 and curve.style in ("constant", "copy"):
+        # A single validation: its baseline is a level, not a point.
+        axes.axhline(values[0], color=colour, **line)
+        return
+    axes.plot(steps, values, color=colour, **line)
+    if alone := _alone(values):  # a line needs two ends
+        axes.plot(
+            [steps[n] for n in alone], [values[n] for n in alone], ".", color=colour, markersize=4
+        )
+    if curve.series.ends is not None:
+        low, high = curve.series.ends
+        if curve.style == "layers":
+            axes.vlines(steps, low, high, color=colour, alpha=0.5)
+        else:
+            axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
+
+
+def _alone(values: Sequence[float]) -> list[int]:
+    """Which finite values have no finite neighbour."""
+    finite = [False, *map(math.isfinite, values), False]
+    return [n for n in range(len(values)) if finite[n : n + 3] == [False, True, False]]
 
 
 def _inline(text: str, *, number: int, title: str) -> str:
@@ -169,24 +212,3 @@ def _inline(text: str, *, number: int, title: str) -> str:
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
     label = html.escape(title, quote=True)
     return text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1).strip()
-
-
-def _thin(series: Series, *, peaks: bool) -> tuple[list[float], list[float]]:
-    count = len(series.steps)
-    if count <= MAX_POINTS:
-        return list(series.steps), list(series.values)
-    edges = [count * part // MAX_POINTS for part in range(MAX_POINTS + 1)]
-    steps, values = [], []
-    for start, end in zip(edges, edges[1:], strict=False):
-        finite = [value for value in series.values[start:end] if math.isfinite(value)]
-        steps.append(sum(series.steps[start:end]) / (end - start))
-        if not finite:
-            values.append(math.nan)  # leaves a gap
-        else:
-            values.append(max(finite) if peaks else sum(finite) / len(finite))
-    return steps, values
-
-
-def _spans_decades(curves: Sequence[Curve]) -> bool:
-    values = [v for curve in curves for v in curve.series.values if math.isfinite(v)]
-    return bool(values) and min(values) > 0 and max(values) > LOG_RANGE * min(values)

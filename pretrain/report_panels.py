@@ -8,9 +8,11 @@ is not recognised gets a panel of its own rather than being left out.
 from collections.abc import Sequence
 
 from etude.pretrain.report_figures import Curve, Panel, Style
-from etude.pretrain.report_run import ReportRun
+from etude.pretrain.report_run import ReportRun, Series
 
 VALID = "valid/"
+
+_TRAIN, _HELD_OUT = "train", "held out"
 
 _CROSS_ENTROPY = (
     "How surprised the model is by the right label of a frame it cannot see, in nats; lower is "
@@ -40,8 +42,8 @@ _PENALTY = (
 )
 _GRAD_NORM = (
     "Length of the gradient over all parameters before it is clipped. Single spikes are usual and "
-    "are what clipping is for; a rise that lasts, or a value above the clipping norm at every "
-    "update, says that the learning rate is too high."
+    "are what clipping is for; a rise that lasts warns. That it is low says nothing: it is low "
+    "where nothing is learnt, too."
 )
 _LR = (
     "The size of the optimizer's step: it rises during warm-up, then decays. Compare it with the "
@@ -51,10 +53,25 @@ _THROUGHPUT = (
     "Crops of audio trained on per second, over all ranks; higher is cheaper. Drops usually mean "
     "that data or another process held it up."
 )
+_MFU = (
+    "FLOP/s of the model over those of a matrix product on the same device: how much of what was "
+    "paid for does the work."
+)
 _DATA_WAIT = (
     "Share of the time in which training waited for data. It should be close to nothing; where it "
     "is not, more data.workers or a faster disk will help more than a faster GPU."
 )
+_HEALTH = {
+    "std": "Standard deviation of a dimension over frames, averaged over dimensions; near 0 all "
+    "frames look alike.",
+    "rank": "Effective rank: in how many directions features spread; 1 is a collapse.",
+    "frame_cosine": "Mean cosine of two frames of a clip; 1 where all are alike.",
+    "clip_cosine": "Mean cosine of the mean frames of two clips; 1 where all are alike.",
+    "target_std": "Spread of what the teacher wants predicted, over frames. Dashed: the limit "
+    "below which the run stops. A loss that falls while this falls is a collapse.",
+    "prediction_std": "Spread of what the student predicts, over frames. Dashed: the limit below "
+    "which the run stops. It is flat at first, when nothing is learnt yet.",
+}
 _OTHER = "Logged by the run under this name."
 
 # Name, title, unit, note; drawn below the targets, in this order.
@@ -63,6 +80,7 @@ _RUN_PANELS = (
     ("optim/grad_norm", "Gradient norm", "norm", _GRAD_NORM),
     ("optim/lr", "Learning rate", "", _LR),
     ("perf/crops_per_second", "Throughput", "crops / s", _THROUGHPUT),
+    ("perf/mfu", "Model FLOPs utilisation", "share of the peak", _MFU),
     ("perf/data_wait", "Waiting for data", "share of time", _DATA_WAIT),
 )
 
@@ -73,9 +91,11 @@ _USED = (
     "copy_accuracy",
     "copy_loss",
     "variance",
+    "constant_loss",
     "majority_rate",
     "unigram_entropy",
 )
+_SPREADS = ("target_std", "prediction_std")
 
 
 def target_names(runs: Sequence[ReportRun]) -> list[str]:
@@ -104,6 +124,7 @@ def target_panels(runs: Sequence[ReportRun], target: str) -> list[Panel]:
                 [
                     *_train_and_valid(runs, f"{target}/loss"),
                     *baseline("variance", "mean", "constant"),
+                    *baseline("constant_loss", "mean", "constant"),  # a teacher's
                     *baseline("copy_loss", "copy", "copy"),
                 ],
                 _REGRESSION,
@@ -144,25 +165,66 @@ def run_panels(runs: Sequence[ReportRun]) -> list[Panel]:
     return [panel for panel in panels if not panel.is_empty]
 
 
+def health_panels(runs: Sequence[ReportRun]) -> list[Panel]:
+    """Whether features, targets and predictions still differ from frame to frame."""
+    panels = []
+    for name in _health_names(runs):
+        quantity = name.rpartition("/")[2]
+        curves = [*_limits(runs, name), *_train_and_valid(runs, name)]
+        panels.append(Panel(name, curves, _HEALTH.get(quantity, _OTHER)))
+    return panels
+
+
 def other_panels(runs: Sequence[ReportRun]) -> list[Panel]:
     """One plain panel for every quantity that no other panel shows."""
-    shown = {"loss", "audio_hours", *(name for name, *_ in _RUN_PANELS)}
+    # The rate says nothing that crops per second do not.
+    shown = {"loss", "audio_hours", "perf/audio_hours_per_day", *(name for name, *_ in _RUN_PANELS)}
     shown |= {f"{target}/{quantity}" for target in target_names(runs) for quantity in _USED}
-    names = dict.fromkeys(name.removeprefix(VALID) for run in runs for name in run.metrics.names)
+    shown |= set(_health_names(runs))
+    names = _names(runs)
     panels = [
         Panel(name, _train_and_valid(runs, name), _OTHER) for name in names if name not in shown
     ]
     return [panel for panel in panels if not panel.is_empty]
 
 
+def _names(runs: Sequence[ReportRun]) -> list[str]:
+    names = (name.removeprefix(VALID) for run in runs for name in run.metrics.names)
+    return list(dict.fromkeys(names))
+
+
+def _health_names(runs: Sequence[ReportRun]) -> list[str]:
+    return [
+        name
+        for name in _names(runs)
+        if name.startswith("health/") or name.rpartition("/")[2] in _SPREADS
+    ]
+
+
+def _limits(runs: Sequence[ReportRun], name: str) -> list[Curve]:
+    """Where a run would have stopped, from the first update that is judged."""
+    curves = []
+    for number, run in enumerate(runs):
+        steps = run.metrics.series(name).steps
+        limit = run.setting(f"health.min_{name.rpartition('/')[2]}")
+        first = run.setting("health.after_steps") or 0.0
+        if steps and limit and not run.is_reference and first < steps[-1]:
+            series = Series((max(first, steps[0]), steps[-1]), (limit, limit))
+            curves.append(Curve(series, "limit", "constant", number))
+    return curves
+
+
 def _train_and_valid(runs: Sequence[ReportRun], name: str) -> list[Curve]:
     curves = []
     for number, run in enumerate(runs):
         train, valid = run.metrics.series(name), run.metrics.series(VALID + name)
+        if run.is_reference:
+            curves += [Curve(s, "reference", "band", number) for s in (train, valid) if s.steps]
+            continue
         if train.steps:
-            curves.append(Curve(train, "train", "train", number))
+            curves.append(Curve(train, _TRAIN, "train", number))
         if valid.steps:
-            curves.append(Curve(valid, "held out", "valid", number))
+            curves.append(Curve(valid, _HELD_OUT, "valid", number))
     return curves
 
 

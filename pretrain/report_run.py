@@ -4,8 +4,10 @@ Everything but the curves may be missing: a run that is still going, or was kill
 """
 
 import json
+import math
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,20 @@ CONFIG_NAME = "config.yaml"
 EXIT_NAME = "EXIT.json"
 
 
+Ends = tuple[tuple[float, ...], tuple[float, ...]]
+"""Low and high ends, one for each value."""
+
+
 @dataclass(frozen=True)
 class Series:
-    """One quantity over steps."""
+    """One quantity over steps, or over layers."""
 
-    steps: tuple[int, ...]
+    steps: tuple[float, ...]
     values: tuple[float, ...]
+    """NaN where a value was logged that was not finite."""
+
+    ends: Ends | None = None
+    """Of an interval at each value, where it has one; NaN where it does not."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +46,14 @@ class Metrics:
     unreadable_lines: int
     """Lines that are no record, such as the last one of a run that was killed while writing it."""
 
+    ends: Mapping[str, Ends] = field(default_factory=dict)
+    """By quantity: lowest and highest of several trainings, where the values are their means."""
+
     def series(self, name: str) -> Series:
         """All values of a quantity; empty where it was never logged."""
-        pairs = [(int(r["step"]), r[name]) for r in self.records if name in r]
-        return Series(tuple(step for step, _ in pairs), tuple(value for _, value in pairs))
+        pairs = [(r["step"], r[name]) for r in self.records if name in r]
+        steps, values = tuple(step for step, _ in pairs), tuple(value for _, value in pairs)
+        return Series(steps, values, self.ends.get(name))
 
     @property
     def names(self) -> list[str]:
@@ -72,10 +86,18 @@ class ReportRun:
     exit: dict[str, Any] | None
     """``EXIT.json``; ``None`` while a run is going, or after a kill."""
 
+    is_reference: bool = False
+    """Whether it is a curve to hold the others against, of several trainings together."""
+
     @property
     def flat_config(self) -> dict[str, Any]:
         """``key.path`` to value."""
         return dict(flatten(self.config or {}))
+
+    def setting(self, key: str) -> float | None:
+        """A number of the configuration; ``None`` where there is none."""
+        value = self.flat_config.get(key)
+        return _number(value) if _is_number(value) else None
 
 
 def read_run(folder: Path) -> ReportRun:
@@ -99,6 +121,24 @@ def read_run(folder: Path) -> ReportRun:
         text,
         _read_exit(folder / EXIT_NAME),
     )
+
+
+def told_apart(runs: Sequence[ReportRun]) -> list[ReportRun]:
+    """Folders of equal names go by as much of their paths as tells them apart."""
+    named = []
+    for run in runs:
+        same = [other for other in runs if other.name == run.name]
+        if len(same) == 1:
+            named.append(run)
+            continue
+        paths = [other.folder.resolve().parts for other in same]
+        own = run.folder.resolve().parts
+        depth = next(
+            (n for n in range(1, len(own)) if [p[-n:] for p in paths].count(own[-n:]) == 1),
+            len(own),  # the same run twice
+        )
+        named.append(replace(run, name=str(Path(*own[-depth:]))))
+    return named
 
 
 def read_metrics(path: Path) -> Metrics:
@@ -164,13 +204,22 @@ def _record(line: str) -> dict[str, float] | None:
         values = json.loads(line)
     except (json.JSONDecodeError, RecursionError):
         return None
-    if not isinstance(values, dict) or not _is_number(values.get("step")):
+    if not isinstance(values, dict):
         return None
-    return {name: float(value) for name, value in values.items() if _is_number(value)}
+    # The trainer writes null for what is not finite, for JSON has no word for it.
+    record = {name: _number(v) for name, v in values.items() if v is None or _is_number(v)}
+    return record if math.isfinite(record.get("step", math.nan)) else None
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _number(value: float | None) -> float:
+    try:
+        return math.nan if value is None else float(value)
+    except OverflowError:  # hundreds of digits
+        return math.nan
 
 
 def _read_exit(path: Path) -> dict[str, Any] | None:

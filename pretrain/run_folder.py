@@ -69,7 +69,7 @@ class RunFolder:
                 f"{self._config} must hold the run's settings under the key `config`. Restore it, "
                 "or choose another run.dir."
             )
-        old = dict(flatten(_with_new_defaults(content["config"])))
+        old = dict(flatten(with_new_defaults(content["config"])))
         new = dict(flatten(as_values(config)))
         different = [
             f"{key} (was {old.get(key)!r}, now {new.get(key)!r})"
@@ -123,7 +123,7 @@ class RunFolder:
             write_bytes(self._exit, json_bytes(content))
 
 
-def _with_new_defaults(values: dict[str, Any]) -> dict[str, Any]:
+def with_new_defaults(values: dict[str, Any]) -> dict[str, Any]:
     """Settings of an earlier version, with the defaults of those that did not exist then."""
     try:
         return as_values(Config.model_validate_json(json.dumps(values)))

@@ -13,7 +13,8 @@
       chance        1 / number of classes;  majority_rate: ``constant`` again.  Of classes alone
       test_tracks   numbers of the test's tracks; test_examples: how many questions each was asked
       results.MODEL what the first head found:
-        chosen_layer, valid_METRIC, test {value, low, high}, layers [...]
+        chosen_layer, valid_METRIC, test {value, low, high}, layers [...], each of them with
+                    its own test {value, low, high} where METRIC is a mean over examples
         test_right  of each test track the sum of what its examples scored at the chosen layer
         further     the task's other metrics at the chosen layer, {value, low, high}
         weighted_sum  valid_METRIC, test {value, low, high}, what was tuned, layer_weights
@@ -184,7 +185,10 @@ class ProbeResults:
         return {
             "settings": self.settings,
             "models": [asdict(model) for model in self.models],
-            "tasks": {name: _task_json(result) for name, result in self.tasks.items()},
+            "tasks": {
+                name: _task_json(result, seed=self.settings["seed"])
+                for name, result in self.tasks.items()
+            },
         }
 
     def table(self) -> str:
@@ -245,7 +249,7 @@ def _cell(interval: Interval, *, sign: str = "") -> str:
     return f"{interval.value:{sign}.3f} [{interval.low:{sign}.3f}, {interval.high:{sign}.3f}]"
 
 
-def _task_json(result: TaskResult) -> dict[str, Any]:
+def _task_json(result: TaskResult, *, seed: int) -> dict[str, Any]:
     task = result.task
     splits: dict[str, dict[str, Any]] = {}
     for split in SPLITS:
@@ -270,8 +274,8 @@ def _task_json(result: TaskResult) -> dict[str, Any]:
         **_asked(task, next(iter(found.scores.values()))),
         "results": {
             name: {
-                **_model_json(task, found, name),
-                "heads": {head: _model_json(task, other, name) for head, other in others},
+                **_model_json(task, found, name, seed),
+                "heads": {head: _model_json(task, other, name, seed) for head, other in others},
             }
             for name in found.scores
         },
@@ -292,7 +296,7 @@ def _asked(task: ProbeTask, score: HeadScore) -> dict[str, list[int]]:
     return {"test_tracks": tracks.tolist(), "test_examples": examples.tolist()}
 
 
-def _model_json(task: ProbeTask, found: HeadResult, name: str) -> dict[str, Any]:
+def _model_json(task: ProbeTask, found: HeadResult, name: str, seed: int) -> dict[str, Any]:
     score, first = found.scores[name], task.metrics[0]
     metric = METRICS[first]
     content: dict[str, Any] = {
@@ -310,6 +314,7 @@ def _model_json(task: ProbeTask, found: HeadResult, name: str) -> dict[str, Any]
             **layer.fit.tuning,
             f"valid_{first}": layer.fit.valid,
             f"test_{first}": layer.test,
+            **_layer_interval(task, layer, seed),
         }
         for layer in score.layers
     ]
@@ -323,6 +328,15 @@ def _model_json(task: ProbeTask, found: HeadResult, name: str) -> dict[str, Any]
             "layer_weights": list(fit.layer_weights or ()),
         }
     return content
+
+
+def _layer_interval(task: ProbeTask, layer: LayerScore, seed: int) -> dict[str, Any]:
+    """Of means over examples alone: the bootstrap of an area under a curve costs too much."""
+    metric = METRICS[task.metrics[0]]
+    if not isinstance(metric, MeanMetric):
+        return {}
+    found = evidence(metric, layer.fit.outputs_SNC, task, task.rows("test"), seed=seed)
+    return {"test": asdict(found.interval)}
 
 
 def _differences_json(found: HeadResult) -> list[dict[str, Any]]:

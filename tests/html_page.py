@@ -1,5 +1,8 @@
 """What tests ask of a page: that it is well formed, and that it needs nothing beside it."""
 
+import base64
+import hashlib
+import json
 import re
 from html.parser import HTMLParser
 
@@ -7,7 +10,7 @@ from html.parser import HTMLParser
 class Page(HTMLParser):
     """Checks that every element is closed; collects ids, references and text."""
 
-    void = frozenset({"meta", "img", "br", "!doctype"})
+    void = frozenset({"meta", "img", "br", "input", "!doctype"})
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -39,8 +42,11 @@ class Page(HTMLParser):
         self.words.append(data)
 
 
-def check_stands_alone(text: str) -> Page:
-    """No reference leads out of the page, no script runs in it."""
+def check_stands_alone(text: str, *, scripts: bool = False) -> Page:
+    """No reference leads out of the page, and no script runs in it but its own.
+
+    :param scripts: whether it has one, with data.
+    """
     page = Page(text)
     assert len(set(page.ids)) == len(page.ids) > 0
     for link in page.links:
@@ -49,7 +55,16 @@ def check_stands_alone(text: str) -> Page:
         "http://www.w3.org/2000/svg",
         "http://www.w3.org/1999/xlink",
     }
-    for reference in re.findall(r"url\(#([^)]+)\)", text):
+    for reference in re.findall(r"url\(#([^)]+)\)", text.partition("<script>")[0]):
         assert reference in page.ids
-    assert "@import" not in text and "<script" not in text
+    assert "@import" not in text and "default-src 'none'" in text
+    found = re.findall(r"<script([^>]*)>(.*?)</script>", text, re.DOTALL | re.IGNORECASE)
+    allowed = re.findall(r"script-src ([^;\"]*)", text)
+    assert len(found) == text.lower().count("<script") and len(allowed) == bool(found)
+    if found:
+        (kind, data), (plain, code) = found
+        assert scripts and kind == ' type="application/json" id="data"' and plain == ""
+        json.loads(data)
+        digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
+        assert allowed == [f"'sha256-{digest}'"]
     return page

@@ -66,6 +66,7 @@ from etude.pretrain.clustering import PartFile, fit_kmeans
 from etude.pretrain.codec import OFFICIAL_FILE, load_codec
 from etude.pretrain.config import Config
 from etude.pretrain.config_file import as_values, load_config
+from etude.pretrain.curves import read_curve
 from etude.pretrain.deepspeed_settings import deepspeed_settings
 from etude.pretrain.distributed import World
 from etude.pretrain.engine import Engine
@@ -852,6 +853,7 @@ DEEPSPEED = Door("deepspeed's JSON", file_in("ds.json"), read_deepspeed, ConfigE
 EXIT = Door("EXIT.json", run_folder("EXIT.json"), lambda _, file: read_run(file.parent), None)
 METRICS = replace(EXIT, name="metrics.jsonl", furnish=run_folder("metrics.jsonl"))
 RESULTS = Door("results.json", file_in("results.json"), lambda _, f: read_probe(f.parent), None)
+CURVE = Door("a curve", file_in("curve.json"), lambda _, file: read_curve(file), InputError)
 
 OUTSIDE = [{"file": "../../index.json", "bytes": 1, "sha256": ""}]
 SHARD_NAMES = [
@@ -863,7 +865,17 @@ SHARD_NAMES = [
 JSON_ROWS = [
     *(
         (door, payload)
-        for door in (TRAINER, MANIFEST, INDEX, TOKEN_INDEX, DEEPSPEED, EXIT, METRICS, RESULTS)
+        for door in (
+            TRAINER,
+            MANIFEST,
+            INDEX,
+            TOKEN_INDEX,
+            DEEPSPEED,
+            EXIT,
+            METRICS,
+            RESULTS,
+            CURVE,
+        )
         for payload in (NESTED, A_LIST)
     ),
     (TRAINER, Payload("a path for a step", with_keys(step="../.."))),

@@ -5,16 +5,26 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from html_page import Page, check_stands_alone
+from written_run import make_run
 
 from etude.data.errors import InputError
 from etude.pretrain.config import Config
 from etude.pretrain.report import render
+from etude.pretrain.report_clock import read_clock
 from etude.pretrain.report_panels import other_panels, run_panels, target_names, target_panels
-from etude.pretrain.report_probe import read_probe
-from etude.pretrain.report_run import describe_targets, read_config, read_metrics, read_run
+from etude.pretrain.report_probe import _layers, read_probe
+from etude.pretrain.report_run import (
+    Metrics,
+    describe_targets,
+    read_config,
+    read_metrics,
+    read_run,
+    told_apart,
+)
 from etude.pretrain.run_folder import RunFolder
 
 LAUNCH = Path(__file__).parents[2] / "launch"
@@ -46,49 +56,10 @@ PROBE = {
 }
 
 
-def make_run(folder: Path, *, lr: float = 3e-4, torn: bool = True) -> Path:
-    """A run of 40 updates in the words of the trainer, killed while it wrote the last line."""
-    folder.mkdir(parents=True)
-    lines: list[dict[str, float]] = []
-    for step in range(2, 42, 2):
-        fall = math.exp(-step / 20)
-        record = {
-            "step": step,
-            "loss": 6 + fall,
-            "optim/lr": lr * min(1, step / 10),
-            "optim/grad_norm": 2 + math.sin(step),
-            "audio_hours": step / 50,
-            "perf/crops_per_second": 12.5,
-            "perf/data_wait": 0.01,
-            "feature_penalty": 0.3 + fall,
-            "logmel/loss": 4 + fall,
-            "logmel/accuracy": 0.1 - 0.05 * fall,
-            "logmel/copy_accuracy": 0.4,
-            "logmel/majority_rate": 0.08,
-            "logmel/unigram_entropy": 4.2,
-            "cqt/loss": 100 * fall,
-            "cqt/copy_loss": 40.0,
-            "cqt/variance": 60.0,
-            "data/skipped": 0,
-        }
-        lines.append(record)
-        if step % 20 == 0:
-            valid = {f"valid/{name}": value for name, value in record.items() if name[0] in "lc"}
-            lines.append({"step": step, **valid})
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    (folder / "metrics.jsonl").write_text(text + ('{"step": 42, "lo' if torn else ""))
-    (folder / "config.yaml").write_text(
-        f"config:\n  run: {{dir: {folder}}}\n  seed: 1\n  optim: {{lr: {lr}}}\n"
-        "  objective: {targets: {logmel: {kind: kmeans}, cqt: {kind: cqt}}}\n"
-        "versions: {torch: 2.9.1}\n"
-    )
-    return folder
-
-
 def test_the_page_stands_alone_and_is_well_formed(tmp_path: Path) -> None:
     runs = [read_run(make_run(tmp_path / "a")), read_run(make_run(tmp_path / "b"))]
     text = render(runs, [])
-    check_stands_alone(text)
+    check_stands_alone(text, scripts=True)
     assert render(runs, []) == text  # the same runs give the same page
 
 
@@ -137,13 +108,15 @@ def test_the_page_tells_what_differs_between_runs(tmp_path: Path) -> None:
 
 def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
     runs = [read_run(make_run(tmp_path / place / "run")) for place in ("x", "y")]
+    assert [run.name for run in told_apart(runs)] == ["x/run", "y/run"]
     page = render(runs, [])
-    assert str(tmp_path / "x" / "run") in page and str(tmp_path / "y" / "run") in page
+    assert "<h1>x/run and y/run</h1>" in page
+    twice = told_apart([runs[0], runs[0]])
+    assert [run.name for run in twice] == [str(tmp_path / "x" / "run")] * 2
 
 
 def test_probes_are_shown_and_damaged_ones_are_named(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(json.dumps(PROBE))
-    (tmp_path / "layers.png").write_bytes(b"\x89PNG")
     probe = read_probe(tmp_path)
     assert probe is not None
     assert probe.rows == (
@@ -156,8 +129,9 @@ def test_probes_are_shown_and_damaged_ones_are_named(tmp_path: Path) -> None:
     )
     run = read_run(make_run(tmp_path / "a"))
     page = render([run], [("a", probe)])
+    assert "<h3>Probes: a</h3>" in page
     Page(page)
-    assert "(layer 2)" in page and "data:image/png;base64,iVBORw==" in page
+    assert "(layer 2)" in page and "Probe: key" not in page  # accuracies of no layer are known
 
     for damaged in ("{", "[]", '{"tasks": {"key": 3}, "models": [{"name": "x"}]}'):
         (tmp_path / "results.json").write_text(damaged)
@@ -174,7 +148,7 @@ def test_what_users_wrote_is_text_not_markup(tmp_path: Path) -> None:
     (folder / "EXIT.json").write_text('{"code": 4, "reason": "<script>"}')
     page = render([read_run(folder)], [])
     Page(page)
-    assert "<script>" not in page and "status 4: &lt;script&gt;" in page
+    assert "<script>" not in page.split("<script type=")[0] and "status 4: &lt;script&gt;" in page
     assert "&lt;b&gt;run &amp; co" in page and "<i>/" not in page
 
 
@@ -185,6 +159,9 @@ def test_long_runs_keep_the_page_small(tmp_path: Path) -> None:
     (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
     page = render([read_run(folder)], [])
     assert len(page) < 300_000
+    assert page.count("of up to 50,000 values of a curve, the mean of each of 1,000 equal") == 1
+    assert page.count("the largest value of each of 1,000 equal parts is drawn.") == 1
+    assert '"y":[5' in page and ",500," in page  # the one peak is there
 
 
 def test_what_was_predicted_is_put_in_words() -> None:
@@ -261,3 +238,57 @@ def test_the_command_writes_one_file_and_refuses_what_is_no_run(tmp_path: Path) 
 
     no_probe = compare(run, "--probe", tmp_path / "empty", "--out", out)
     assert no_probe.returncode == 2 and "has no results.json" in no_probe.stderr
+
+
+def test_probes_are_drawn_layer_by_layer_with_their_intervals() -> None:
+    layers = [{"layer": n, "test_accuracy": 0.3 + n / 10} for n in range(3)]
+    results: dict[str, Any] = json.loads(json.dumps(PROBE))
+    results["tasks"]["key"]["results"]["tiny@40"]["layers"] = layers
+    (old,) = _layers(results)
+    assert old.accuracy.steps == (0, 1, 2) and old.accuracy.values == (0.3, 0.4, 0.5)
+    assert old.accuracy.ends is not None
+    low, high = old.accuracy.ends
+    # Older results know the interval of the chosen layer alone.
+    assert [math.isfinite(each) for each in low] == [False, False, True]
+    assert (low[2], high[2]) == (0.4, 0.6)
+    for layer in layers:
+        layer["test"] = {"value": 0.0, "low": 0.1, "high": 0.7}
+    (new,) = _layers(results)
+    assert new.accuracy.ends == ((0.1,) * 3, (0.7,) * 3)
+
+
+def test_a_clock_adds_up_the_logged_rates_and_leaves_validations_to_the_next_line() -> None:
+    # 36 s of audio per update, 10 updates in 5 s, then 10 in 20 s.
+    lines = [
+        {"step": 10.0, "audio_hours": 0.1, "perf/audio_hours_per_day": 0.1 / 5 * 86_400},
+        {"step": 15.0, "audio_hours": 0.15},
+        {"step": 20.0, "audio_hours": 0.2, "perf/audio_hours_per_day": 0.1 / 20 * 86_400},
+    ]
+    clock = read_clock(Metrics(tuple(lines), 0))
+    found = clock.at([5, 10, 15, 20, 40])
+    assert found["hours"] == pytest.approx([0.05, 0.1, 0.15, 0.2, 0.4])
+    assert found["seconds"] == pytest.approx([2.5, 5, 15, 25, 50])
+    assert clock.updates_at([0.05, 0.2, 0.3]) == pytest.approx([5, 20, 30])
+
+    untimed = read_clock(
+        Metrics(tuple({**line, "perf/audio_hours_per_day": 0.0} for line in lines), 0)
+    )
+    assert (
+        untimed.at([15])["hours"] == pytest.approx([0.15]) and untimed.at([15])["seconds"] is None
+    )
+    silent = read_clock(Metrics(({"step": 1.0, "loss": 2.0},), 0))
+    assert silent.at([1]) == {"updates": [1.0], "hours": None, "seconds": None}
+
+
+def test_what_was_not_finite_is_a_gap_that_is_counted(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "a", torn=False)
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    lines[4] = json.dumps({**json.loads(lines[4]), "loss": None})
+    huge = f'{{"step": 50, "loss": 1{"0" * 400}}}'
+    (folder / "metrics.jsonl").write_text("\n".join([*lines, huge, '{"step": NaN, "loss": 1}']))
+    run = read_run(folder)
+    assert run.metrics.unreadable_lines == 1
+    assert [math.isnan(v) for v in run.metrics.series("loss").values].count(True) == 2
+    page = render([run], [])
+    assert "2 values were not finite: gaps in the curve." in page
+    assert "<td>not finite</td>" in page  # the newest loss
