@@ -21,6 +21,7 @@ from etude.pretrain.report_panels import (
     VALID,
     health_panels,
     other_panels,
+    probe_panels,
     run_panels,
     target_names,
     target_panels,
@@ -109,6 +110,8 @@ def render(
     parts.append(draw_all(health_panels(everything)))
     parts += _section("Cost", cost_rows(runs))
     parts.append(note(_COST))
+    if beside := probe_panels(runs):
+        parts.append("<h2>Probes while training went on</h2>" + draw_all(beside))
     if probes:
         parts.append("<h2>Probes, layer by layer</h2>" + note(_PROBES))
         parts.append(draw_all(layer_panels(_numbered(probes, given, shown))))

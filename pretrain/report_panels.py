@@ -5,6 +5,7 @@ logs ``NAME/accuracy`` is a classification, one with only ``NAME/loss`` a regres
 is not recognised gets a panel of its own rather than being left out.
 """
 
+import re
 from collections.abc import Sequence
 
 from etude.pretrain.report_figures import Curve, Panel, Style
@@ -72,6 +73,11 @@ _HEALTH = {
     "prediction_std": "Spread of what the student predicts, over frames. Dashed: the limit below "
     "which the run stops. It is flat at first, when nothing is learnt yet.",
 }
+_PROBE = (
+    "Score of a head on frozen features, on rendered tracks that nobody trained on, of the layer "
+    "that validation chose; thin: the ends of its 95 % interval over tracks. Dashed: the same "
+    "encoder untrained. Dotted: log-mel bands. A probe of few tracks jumps from layer to layer."
+)
 _OTHER = "Logged by the run under this name."
 
 # Name, title, unit, note; drawn below the targets, in this order.
@@ -175,12 +181,46 @@ def health_panels(runs: Sequence[ReportRun]) -> list[Panel]:
     return panels
 
 
+def probe_panels(runs: Sequence[ReportRun]) -> list[Panel]:
+    """Answers of probes beside training, one panel for each task."""
+    panels = []
+    for name, task, metric in _probed(runs):
+        curves = [
+            *_lines(runs, name, "probe", "valid"),
+            *_lines(runs, f"{name}_low", "95 %", "train"),
+            *_lines(runs, f"{name}_high", "95 %", "train"),
+            *_lines(runs, f"probe/{task}/untrained", "untrained", "constant"),
+            *_lines(runs, f"probe/{task}/log-mel", "log-mel", "copy"),
+        ]
+        panels.append(Panel(f"probe of {task}", curves, _PROBE, metric))
+    return panels
+
+
+def _probed(runs: Sequence[ReportRun]) -> list[tuple[str, str, str]]:
+    """Name, task and metric of every answer; an interval's ends have its name and an ending."""
+    matches = (re.fullmatch(r"probe/(.+)/test_(.+)", name) for name in _names(runs))
+    found = {match[0]: (match[0], match[1], match[2]) for match in matches if match}
+    ends = {f"{name}{end}" for name in found for end in ("_low", "_high")}
+    return [answer for name, answer in found.items() if name not in ends]
+
+
+def _lines(runs: Sequence[ReportRun], name: str, label: str, style: Style) -> list[Curve]:
+    return [
+        Curve(series, label, style, number)
+        for number, run in enumerate(runs)
+        if (series := run.metrics.series(name)).steps
+    ]
+
+
 def other_panels(runs: Sequence[ReportRun]) -> list[Panel]:
     """One plain panel for every quantity that no other panel shows."""
     # The rate says nothing that crops per second do not.
     shown = {"loss", "audio_hours", "perf/audio_hours_per_day", *(name for name, *_ in _RUN_PANELS)}
     shown |= {f"{target}/{quantity}" for target in target_names(runs) for quantity in _USED}
     shown |= set(_health_names(runs))
+    for name, task, _ in _probed(runs):
+        shown |= {name, f"{name}_low", f"{name}_high"}
+        shown |= {f"probe/{task}/untrained", f"probe/{task}/log-mel"}
     names = _names(runs)
     panels = [
         Panel(name, _train_and_valid(runs, name), _OTHER) for name in names if name not in shown

@@ -15,7 +15,13 @@ from etude.data.errors import InputError
 from etude.pretrain.config import Config
 from etude.pretrain.report import render
 from etude.pretrain.report_clock import read_clock
-from etude.pretrain.report_panels import other_panels, run_panels, target_names, target_panels
+from etude.pretrain.report_panels import (
+    other_panels,
+    probe_panels,
+    run_panels,
+    target_names,
+    target_panels,
+)
 from etude.pretrain.report_probe import _layers, read_probe
 from etude.pretrain.report_run import (
     Metrics,
@@ -83,6 +89,29 @@ def test_every_logged_quantity_is_in_one_panel(tmp_path: Path) -> None:
         "Waiting for data",
     ]
     assert [panel.title for panel in other_panels([run])] == ["data/skipped"]
+
+
+def test_probes_beside_training_have_a_panel_for_each_task(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "a")
+    answers = {"untrained": 0.2, "log-mel": 0.3, "majority_rate": 0.1, "layer": 2.0}
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write("\n")  # after the line that a kill tore
+        for step, value in ((20, 0.25), (40, 0.4)):
+            ends = {"test_accuracy_low": value - 0.1, "test_accuracy_high": value + 0.1}
+            given = {"test_accuracy": value, **ends, **answers}
+            line = {f"probe/key/{name}": number for name, number in given.items()}
+            file.write(json.dumps({"step": step, **line}) + "\n")
+    run = read_run(folder)
+    (panel,) = probe_panels([run])
+    assert (panel.title, panel.unit) == ("probe of key", "accuracy")
+    labels = [curve.label for curve in panel.curves]
+    assert labels == ["probe", "95 %", "95 %", "untrained", "log-mel"]
+    assert panel.curves[0].series.values == (0.25, 0.4)
+    assert panel.curves[1].series.values == pytest.approx((0.15, 0.3))
+    left = {panel.title for panel in other_panels([run])}
+    assert left == {"data/skipped", "probe/key/majority_rate", "probe/key/layer"}
+    assert "Probes while training went on" in render([run], [])
+    assert "Probes while training went on" not in render([read_run(make_run(tmp_path / "b"))], [])
 
 
 def test_a_torn_last_line_is_passed_over_and_counted(tmp_path: Path) -> None:
