@@ -4,7 +4,7 @@
 
 Forward and backward at MERT-95M's width (12 heads of 64) on 4 crops of 5 s (374 frames) and on one
 of 30 s (2,249). Ways in random order within each round, CPU time of the process, median with its
-range, and how far output and gradients are from float64's (the largest of the four relative errors).
+range, and how far output and gradients are from float64's (the largest relative error of the four).
 """
 
 import argparse
