@@ -336,10 +336,10 @@ def test_an_interrupted_run_keeps_what_was_finished_and_leaves_no_scraps(
 ) -> None:
     out, real = tmp_path / "out", command.mono_blocks
 
-    def interrupted(source: Any, rate: int) -> Iterator[Samples]:
+    def interrupted(source: Any, rate: int, **how: bool) -> Iterator[Samples]:
         if source.name.endswith("first.flac"):
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(source, rate)
+        return real(source, rate, **how)
 
     monkeypatch.setattr(command, "mono_blocks", interrupted)
     done = embed(run, music, "--out", out)
