@@ -136,7 +136,7 @@ def test_the_page_of_such_a_run_has_its_probes(straight: Run, tmp_path: Path) ->
         capture_output=True,
     )
     text = page.read_text()
-    assert "probe/instrument/test_accuracy" in text and "probe/instrument/untrained" in text
+    assert "probe of instrument" in text and "probe/instrument/layer" in text
 
 
 @pytest.fixture(scope="module")
