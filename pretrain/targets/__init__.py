@@ -4,11 +4,9 @@ Four have their settings in ``pretrain/config.py``. Any other is a file here and
 
     NAME.py          class Settings(FurtherTargetConfig): kind: Literal["NAME"], its keys, ``build``
 
-It imports no torch before ``build``: a mistake in a setting is told before anything heavy is
-imported. A target that is made of parts that are there (``mel_rvq.py``) needs no more; one with a
-computation, head or loss of its own has them in a second file, which ``build`` imports:
-
-    NAME_target.py   class …Target(Target): what it computes, its head and its loss
+One with a computation, head or loss of its own (``random_projection.py``) has its ``Target`` there
+too. The file is imported where a run names its kind, when its settings are read: one that can do
+without torch before ``build`` (``mel_rvq.py``) tells a mistake seconds earlier.
 """
 
 FURTHER: tuple[str, ...] = ("random_projection", "mel_rvq")

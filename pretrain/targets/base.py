@@ -3,12 +3,15 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor, nn
 
-from etude.models.encoder import Encoder
 from etude.pretrain.metrics import Metric
+
+if TYPE_CHECKING:
+    # A target's settings are read with its file: before anything that a model is made of.
+    from etude.models.encoder import Encoder
 
 
 class FrameContext(NamedTuple):
@@ -91,5 +94,5 @@ class Target(nn.Module, ABC):
         """What is known without a batch, such as a decay; named as in :class:`TargetLoss`."""
         return {}
 
-    def after_step(self, update: int, encoder: Encoder) -> None:  # noqa: B027 - most do not move
+    def after_step(self, update: int, encoder: "Encoder") -> None:  # noqa: B027 - most do not move
         """Called once after each optimizer update (from 0) that was applied."""
