@@ -46,6 +46,14 @@ def check_failed(folder: Path, text: str, reason: str) -> None:
     assert not list(folder.glob("probes/*/encoder.*"))
 
 
+def test_a_probe_that_fails_is_counted_and_quoted_and_training_goes_on(
+    recipe: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        run(recipe, tmp_path / "run", "probe.tracks=2", "probe.seconds=5", "probe.tasks=[pitch]")
+    check_failed(tmp_path / "run", caplog.text, "raise --tracks")
+
+
 def test_a_probe_that_cannot_begin_has_failed(
     recipe: Path,
     tmp_path: Path,
