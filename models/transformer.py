@@ -37,7 +37,6 @@ class TransformerLayer(nn.Module):
     """Self-attention and feed-forward with residuals, post-norm (BERT) or pre-norm.
 
     :param attention: from :func:`build_attention`.
-
     :param impl: ``fast`` keeps less of the feed-forward block for backward than ``plain``.
     """
 

@@ -18,8 +18,9 @@ from etude.pretrain.report_clock import Clock, read_clock
 from etude.pretrain.report_run import Metrics, ReportRun
 from etude.pretrain.run_folder import with_new_defaults
 
-_LEFT_OUT = ("audio_hours", "step", "perf/", "data/")
-"""What belongs to the machine or the corpus, by the beginnings of names."""
+_LEFT_OUT = ("audio_hours", "step", "perf/", "data/", "probe/", "look/")
+"""What belongs to the machine or the corpus, or is no curve of training, by the beginnings of
+names: whether a probe was skipped depends on what else the machine did."""
 
 _MAY_DIFFER = ("seed", "run.dir")
 _FITTING = ("objective.", "model.", "data.crop_seconds")
@@ -177,7 +178,7 @@ def make_curve(
         hardware=hardware,
         seeds=tuple(int(run.setting("seed") or 0) for run in runs),
         updates=tuple(updates),
-        audio_hours=tuple(_rounded(each) or 0.0 for each in hours),
+        audio_hours=tuple(map(_rounded, hours)),
         metrics={name: _band(name, logged, updates) for name in names},
     )
 
@@ -216,7 +217,8 @@ def _settings(config: dict[str, Any]) -> dict[str, Any]:
 def _by_update(metrics: Metrics) -> dict[int, dict[str, float]]:
     merged: dict[int, dict[str, float]] = {}
     for record in metrics.records:
-        merged.setdefault(int(record["step"]), {}).update(record)
+        if any(not name.startswith(_LEFT_OUT) for name in record):
+            merged.setdefault(int(record["step"]), {}).update(record)
     return merged
 
 

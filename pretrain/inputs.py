@@ -408,7 +408,10 @@ def _notes(
                 f"{config.min_clip_samples / config.model.sample_rate:g} s and are left out."
             )
     if valid is None:
-        notes.append("there are fewer held-out crops than ranks: no validation.")
+        looks = (
+            " and no looks (logging.look_every_steps)" if config.logging.look_every_steps else ""
+        )
+        notes.append(f"there are fewer held-out crops than ranks: no validation{looks}.")
     mixture = config.objective.mixture
     if mixture.prob and share.micro_batch % mixture.group:
         notes.append(

@@ -116,6 +116,7 @@ def drawing(title: str, plot: Callable[[Figure, Axes], None], *, number: int) ->
     style: Any = {  # the keys are literals to newer stubs of matplotlib
         "svg.fonttype": "none",  # text stays text: small, selectable, in the page's font
         "svg.hashsalt": str(number),
+        "text.parse_math": False,  # a name with two dollars is a name
         "font.family": "sans-serif",
         "font.size": 9.0,
         "axes.edgecolor": _INK,
@@ -157,7 +158,7 @@ def _plot(panel: Panel, colours: Sequence[str], figure: Figure, axes: Axes) -> N
     if panel.is_log:
         axes.set_yscale("log")
     axes.set_xlabel("update" if panel.over == "steps" else "layer (0: input of the first)")
-    axes.set_ylabel(panel.unit)
+    axes.set_ylabel(_drawable(panel.unit))
     grid(axes)
     styles = {curve.label: curve for curve in panel.curves}
     if len(styles) > 1:
@@ -167,7 +168,7 @@ def _plot(panel: Panel, colours: Sequence[str], figure: Figure, axes: Axes) -> N
                 [],
                 [],
                 color=_INK if several else colours[curve.run],
-                label=label,
+                label=_drawable(label),
                 **_LINES[curve.style],
             )
             for label, curve in styles.items()
@@ -193,6 +194,11 @@ def _line(axes: Axes, curve: Curve, colour: str) -> None:
             axes.vlines(steps, low, high, color=colour, alpha=0.5)
         else:
             axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
+
+
+def _drawable(name: str) -> str:
+    """Half of a character, which JSON may hold, is none that can be drawn."""
+    return name.encode("utf-8", errors="replace").decode("utf-8")
 
 
 def _alone(values: Sequence[float]) -> list[int]:

@@ -127,7 +127,10 @@ def _layers(results: dict[str, Any]) -> list[LayerCurve]:
 def _rows(results: dict[str, Any]) -> tuple[tuple[str, ...], ...]:
     """Models down, tasks across; below them the two constant guesses and the differences."""
     tasks: dict[str, Any] = results["tasks"]
-    rows = [("test accuracy", *tasks)]
+    metrics = {name: str(task.get("metric", "accuracy")) for name, task in tasks.items()}
+    accuracies = all(metric == "accuracy" for metric in metrics.values())
+    heads = (name if m == "accuracy" else f"{name} ({m})" for name, m in metrics.items())
+    rows = [(f"test {'accuracy' if accuracies else 'score'}", *heads)]
     for model in results["models"]:
         name = str(model["name"])
         rows.append((name, *(_accuracy(task["results"].get(name)) for task in tasks.values())))

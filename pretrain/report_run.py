@@ -19,6 +19,8 @@ METRICS_NAME = "metrics.jsonl"
 CONFIG_NAME = "config.yaml"
 EXIT_NAME = "EXIT.json"
 
+_LARGEST = 1e300
+"""What is larger has no room above it for an axis, and counts as not finite."""
 
 Ends = tuple[tuple[float, ...], tuple[float, ...]]
 """Low and high ends, one for each value."""
@@ -50,8 +52,10 @@ class Metrics:
     """By quantity: lowest and highest of several trainings, where the values are their means."""
 
     def series(self, name: str) -> Series:
-        """All values of a quantity; empty where it was never logged."""
+        """All values of a quantity by step; empty where it was never logged."""
         pairs = [(r["step"], r[name]) for r in self.records if name in r]
+        # What belongs to an update that lies behind, such as a probe's answer, is logged later.
+        pairs.sort(key=lambda pair: pair[0])
         steps, values = tuple(step for step, _ in pairs), tuple(value for _, value in pairs)
         return Series(steps, values, self.ends.get(name))
 
@@ -168,9 +172,13 @@ def read_config(folder: Path) -> tuple[str | None, dict[str, Any] | None]:
     path = folder / CONFIG_NAME
     if not path.is_file():
         return None, None
-    text = path.read_text()
     try:
+        text = path.read_text(encoding="utf-8")
         content = parse_yaml(text, str(path))
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path} must be the configuration as text, but is not ({error})."
+        ) from error
     except ConfigError as error:
         raise InputError(str(error)) from error
     if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
@@ -217,9 +225,10 @@ def _is_number(value: object) -> bool:
 
 def _number(value: float | None) -> float:
     try:
-        return math.nan if value is None else float(value)
+        number = math.nan if value is None else float(value)
     except OverflowError:  # hundreds of digits
         return math.nan
+    return number if abs(number) < _LARGEST else math.nan
 
 
 def _read_exit(path: Path) -> dict[str, Any] | None:

@@ -127,7 +127,7 @@ def with_new_defaults(values: dict[str, Any]) -> dict[str, Any]:
     """Settings of an earlier version, with the defaults of those that did not exist then."""
     try:
         return as_values(Config.model_validate_json(json.dumps(values)))
-    except ValidationError:
+    except (ValidationError, TypeError):  # of what YAML knows and JSON does not
         return values  # some are gone by now: compared as they are, and refused by name
 
 

@@ -30,7 +30,6 @@ from etude.probes.features import FrozenModel, PooledFeatures, extract
 from etude.probes.task_types import AudioSource, FeatureRow
 
 FOLDER_NAME = "features"
-_LIBRARIES = ("torch", "torchaudio", "fairseq2", "transformers")
 LIMIT_BYTES = 8 * 2**30
 """Of all entries together: some dozens of encoders of 95M on the default tasks."""
 

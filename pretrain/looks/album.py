@@ -1,5 +1,6 @@
 """What a look leaves: files in a folder that is whole or absent, and the same in TensorBoard."""
 
+import io
 import shutil
 from pathlib import Path
 from typing import final
@@ -45,9 +46,10 @@ class Album:
         """
         if waveform.is_floating_point():
             waveform = (waveform * 32768).round().clamp(-32768, 32767).to(torch.int16)
-        soundfile.write(
-            self._draft / f"{name}.wav", waveform.numpy(), sample_rate, subtype="PCM_16"
-        )
+        # By way of memory: what soundfile raises for a full disk is no OSError.
+        file = io.BytesIO()
+        soundfile.write(file, waveform.numpy(), sample_rate, format="WAV", subtype="PCM_16")
+        (self._draft / f"{name}.wav").write_bytes(file.getvalue())
         if self._writer is not None:
             self._writer.add_audio(  # type: ignore[no-untyped-call]
                 f"look/{name}", waveform[None].float() / 32768, self._step, sample_rate
@@ -66,3 +68,7 @@ class Album:
         if self._folder.exists():
             shutil.rmtree(self._folder)
         self._draft.rename(self._folder)
+
+    def discard(self) -> None:
+        """Removes what was not published."""
+        shutil.rmtree(self._draft, ignore_errors=True)

@@ -89,6 +89,14 @@ class Look(Hook):
             kept = choose(judged, self._shown).values()
             judged = [each if each in kept else each.emptied() for each in judged]
         album = Album(step_folder(self._folder, step), step, self._metrics.writer)
+        try:
+            self._fill(album, judged, usages)
+            album.publish()
+        finally:
+            album.discard()
+        return usages
+
+    def _fill(self, album: Album, judged: Sequence[Judged], usages: dict[str, Usage]) -> None:
         chosen = choose(judged, self._shown)
         for label, crop in chosen.items():
             self._show(album, label, crop)
@@ -101,8 +109,6 @@ class Look(Hook):
         }
         if counts:
             album.note("usage", counts, f"classes of {', '.join(counts)} over masked frames")
-        album.publish()
-        return usages
 
     def _show(self, album: Album, label: str, crop: Judged) -> None:
         album.sound(label, crop.waveform, crop.sample_rate)

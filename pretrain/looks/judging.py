@@ -63,7 +63,7 @@ def judge(
     """
     objective.eval()
     batches = held_out_batches(plan, crops=crops, micro_batch=1, rank=0, ranks=1)
-    for planned, batch in zip(islice(held_out(plan), crops), batches, strict=False):
+    for planned, batch in zip(islice(held_out(plan), crops), batches, strict=True):
         beat()
         part = plan.parts[planned.part]
         rate = part.split.corpus.sample_rate

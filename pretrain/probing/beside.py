@@ -66,5 +66,7 @@ class Beside:
             self._process.wait()
 
     def last_words(self, lines: int = 5) -> str:
-        """The end of what it printed."""
+        """The end of what it printed; empty where somebody removed it."""
+        if not self.said.is_file():
+            return ""
         return "\n".join(self.said.read_text(errors="replace").strip().splitlines()[-lines:])

@@ -156,15 +156,18 @@ class Probes(Hook):
         if config.tracks is not None:
             words += ["--tracks", config.tracks]
         environment = {} if config.device == "cuda" else {"CUDA_VISIBLE_DEVICES": ""}
-        self._running = (
-            step,
-            Beside(
+        try:
+            probe = Beside(
                 [sys.executable, str(_COMMAND), str(folder), *map(str, words)],
                 cores=config.threads,
                 environment=environment,
                 said=folder / _LOG_NAME,
-            ),
-        )
+            )
+        except OSError as error:  # no memory for a process, no room for its log
+            self._fail(step, f"it could not be started ({error})")
+            _drop_encoder(folder)
+        else:
+            self._running = step, probe
 
     def _collect(self) -> None:
         if self._running is None:

@@ -13,6 +13,7 @@ from written_run import make_run
 
 from etude.data.errors import InputError
 from etude.pretrain.config import Config
+from etude.pretrain.curves import read_curves
 from etude.pretrain.report import render
 from etude.pretrain.report_clock import read_clock
 from etude.pretrain.report_panels import (
@@ -181,6 +182,49 @@ def test_what_users_wrote_is_text_not_markup(tmp_path: Path) -> None:
     assert "&lt;b&gt;run &amp; co" in page and "<i>/" not in page
 
 
+def test_names_and_numbers_that_cannot_be_drawn_are_shown_all_the_same(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "a$b$")
+    odd = {"probe/k/test_$\\bad{$": 0.5, "probe/k/test_\ud800": 0.5, "huge": 1.7e308}
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write("\n" + json.dumps({"step": 44, **odd}) + "\n")
+    (tmp_path / "results.json").write_text(json.dumps(layered("$x^$")))
+    probe = read_probe(tmp_path)
+    assert probe is not None and probe.problem is None
+    page = render([read_run(folder)], [("a$b$", probe)])
+    Page(page)
+    assert ">$x^$</text>" in page and "$\\bad{$</text>" in page
+    assert page.count("1 value was not finite") == 1
+
+
+def layered(model: str) -> dict[str, Any]:
+    """Results of a model of one layer beside one of two."""
+    found = {
+        name: {
+            "chosen_layer": 0,
+            "test": {"value": 0.5, "low": 0.4, "high": 0.6},
+            "layers": [{"layer": n, "test_beat_f": 0.5} for n in range(layers)],
+        }
+        for name, layers in (("tiny", 2), (model, 1))
+    }
+    task = {"metric": "beat_f", "results": found, "differences": []}
+    return {"models": [{"name": name} for name in found], "tasks": {"beat": task}}
+
+
+def test_a_score_that_is_no_accuracy_is_called_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text(json.dumps(layered("log-mel")))
+    probe = read_probe(tmp_path)
+    assert probe is not None and probe.rows[0] == ("test score", "beat (beat_f)")
+
+
+def test_what_was_logged_late_stands_where_it_belongs(tmp_path: Path) -> None:
+    lines = [(20, 0.0), (40, 1.0), (30, 2.0)]
+    path = tmp_path / "m.jsonl"
+    path.write_text("".join(json.dumps({"step": s, "x": x}) + "\n" for s, x in lines))
+    series = read_metrics(path).series("x")
+    assert (series.steps, series.values) == ((20, 30, 40), (0, 2, 1))
+    assert read_metrics(path).last("x") == 2
+
+
 def test_long_runs_keep_the_page_small(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "long")
     lines = [{"step": s, "loss": 5.0 + math.sin(s), "optim/grad_norm": 1.0} for s in range(50_000)]
@@ -224,6 +268,16 @@ def test_a_configuration_that_no_run_wrote_is_an_input_error(tmp_path: Path) -> 
     (folder / "config.yaml").write_text("a: [")
     with pytest.raises(InputError, match="is not valid YAML"):
         read_run(folder)
+    (folder / "config.yaml").write_bytes(b"config: \xff")
+    with pytest.raises(InputError, match="must be the configuration as text"):
+        read_run(folder)
+
+
+def test_a_configuration_that_json_has_no_words_for_fits_no_curve(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a")
+    (run / "config.yaml").write_text("config: {objective: {targets: !!set {a}}}")
+    page = render([read_run(run)], [], curves=read_curves(LAUNCH.parent / "docs" / "curves"))
+    assert "Reference curves that do not fit" in page
 
 
 def compare(*arguments: object) -> subprocess.CompletedProcess[str]:

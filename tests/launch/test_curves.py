@@ -56,6 +56,14 @@ def test_a_curve_is_the_range_of_its_seeds(seeds: list[Path], tmp_path: Path) ->
     assert launched("save_curve.py", *words).returncode == 0 and out.read_bytes() == before
 
 
+def test_probes_and_looks_of_a_run_are_no_part_of_a_curve(seeds: list[Path]) -> None:
+    plain = make_curve([read_run(seed) for seed in seeds], **ORIGIN)
+    for seed, name in zip(seeds, ("probe/skipped", "probe/seconds", "look/seconds"), strict=True):
+        with (seed / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": 13, name: 1.0}) + "\n")
+    assert make_curve([read_run(seed) for seed in seeds], **ORIGIN) == plain
+
+
 def test_runs_that_make_no_curve_are_refused(seeds: list[Path], tmp_path: Path) -> None:
     good = [read_run(seed) for seed in seeds]
     other = read_run(make_run(tmp_path / "other", torn=False, seed=4, lr=1e-3))

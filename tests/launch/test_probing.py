@@ -211,16 +211,6 @@ def test_a_finished_run_waits_no_longer_than_it_may_and_says_so(
     assert train(recipe, f"run.dir={run}").returncode == 0 and Run(run, ()).metrics == lines
 
 
-def test_a_probe_that_fails_is_counted_and_quoted_and_training_goes_on(recipe: Path) -> None:
-    run = recipe.with_name("failing")
-    done = train(recipe, f"run.dir={run}", "probe.tracks=2")
-    assert done.returncode == 0 and trained_steps(run) == list(range(1, UPDATES + 1))
-    (failed,) = answers(run)
-    assert (failed["step"], failed["probe/failed"], results(failed)) == (EVERY, 1, {})
-    assert f"probe of update {EVERY} failed" in done.stderr and "raise --tracks" in done.stderr
-    assert not has_encoder(run, EVERY)
-
-
 @pytest.mark.parametrize(
     ("word", "said"),
     [

@@ -591,7 +591,10 @@ def test_ranks_without_a_held_out_crop_each_do_not_validate(recipe: Path) -> Non
     alone = check_inputs(config, rank=0, ranks=1, device="cpu")
     shared = check_inputs(config, rank=0, ranks=2, device="cpu")
     assert alone.valid is not None and shared.valid is None
-    assert any("no validation" in note for note in shared.notes)
+    assert any("no validation." in note for note in shared.notes)
+    config = load_config(recipe, ["data.max_valid_crops=1", "logging.look_every_steps=9"])
+    asked = check_inputs(config, rank=0, ranks=2, device="cpu")
+    assert any("no validation and no looks (logging.look_every_steps)" in n for n in asked.notes)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

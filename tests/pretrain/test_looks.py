@@ -29,6 +29,7 @@ from etude.pretrain.config_file import load_config
 from etude.pretrain.engine_ddp import DdpEngine
 from etude.pretrain.errors import ConfigError
 from etude.pretrain.inputs import check_inputs
+from etude.pretrain.looks.album import Album
 from etude.pretrain.looks.hook import choose
 from etude.pretrain.looks.judging import Judged
 from etude.pretrain.looks.pictures import STRIP, compared, png
@@ -307,6 +308,15 @@ def test_a_look_that_cannot_be_written_is_told_and_training_goes_on(
     assert "the look of update 3 could not be written" in caplog.text
     failed = [line["step"] for line in lines(tmp_path) if "look/failed" in line]
     assert failed == [3, STEPS] and max(line["step"] for line in lines(tmp_path)) == STEPS
+
+
+def test_a_full_disk_is_an_error_of_the_disk_and_leaves_no_draft(tmp_path: Path) -> None:
+    album = Album(tmp_path / "step-1", 1, None)
+    (tmp_path / "step-1.tmp" / "noise.wav").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        album.sound("noise", torch.zeros(100_000, dtype=torch.int16), 16_000)
+    album.discard()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_loss_that_is_no_number_is_the_worst() -> None:
