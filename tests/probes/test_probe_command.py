@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from etude.data.errors import InputError
 from etude.launch import probe as command
 from etude.models.config import EncoderConfig
 from etude.models.encoder import Encoder
@@ -14,8 +15,10 @@ from etude.models.weights import save_encoder
 from etude.pretrain.report_probe import read_probe
 from etude.probes.comparison import read_answers
 from etude.probes.corpus import DemoTracks
+from etude.probes.datasets.run import probe_datasets
 from etude.probes.heads import HEAD_NAMES
 from etude.probes.lineup import REFERENCES
+from etude.probes.run import run_probe
 
 SCRIPT = Path(__file__).parents[2] / "launch" / "probe.py"
 
@@ -163,6 +166,27 @@ def test_an_unknown_name_is_told_with_the_known_ones(
     result = probe(tmp_path, "--out", tmp_path / "out", option, value)
     assert result.returncode == 2
     assert option in result.stderr and known in result.stderr
+
+
+@pytest.mark.parametrize("seconds", ["3", "nan", "inf"])
+def test_tracks_of_an_impossible_length_are_refused_before_any_is_rendered(
+    seconds: str, model: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match=rf"one clip of 5 s.*{seconds} s"):
+        run_probe([model], out=out, seconds=float(seconds))
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("option", ["out", "cache"])
+def test_a_file_where_a_folder_should_be_is_named(option: str, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    folders = {"out": tmp_path / "out", option: tmp_path / "file" / "deep"}
+    with pytest.raises(InputError, match="file/deep"):
+        run_probe([model], **folders)
+    gtzan = {"gtzan": tmp_path}
+    with pytest.raises(InputError, match="file/deep"):
+        probe_datasets([model], folders=gtzan, tasks=["gtzan_genre"], **folders)
 
 
 def test_the_options_are_the_names_that_the_parts_have() -> None:
