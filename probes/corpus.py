@@ -15,6 +15,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import secrets
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -170,7 +171,8 @@ def _render(settings: CorpusSettings, folder: Path) -> None:
     """Renders with one process per core; the folder takes its name when it is complete."""
     print(f"rendering {settings.tracks} {settings.kind} tracks into {folder}", flush=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = folder.with_name(f"{folder.name}.part-{os.getpid()}")
+    # Numbers of processes come again, in containers most of all.
+    unfinished = folder.with_name(f"{folder.name}.part-{os.getpid()}-{secrets.token_hex(4)}")
     unfinished.mkdir()
     try:
         audio = np.lib.format.open_memmap(

@@ -1,7 +1,10 @@
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -142,6 +145,31 @@ def test_beats_are_told_by_their_f_measure(
     assert report is not None and report.problem is None
     assert answers is not None
     assert answers.tasks["beat"].accuracy == pytest.approx(found["test"]["value"])
+
+
+def test_a_probe_that_is_asked_to_end_leaves_no_process_and_nothing_half_rendered(
+    model: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    arguments = (str(model), "--out", str(out), "--references", "none", "--tracks", "500")
+    process = subprocess.Popen(
+        [sys.executable, str(SCRIPT), *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        while not list(out.glob("corpus/*.part-*/audio.npy")):
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.terminate()
+        # Returns once nobody holds the other end of the pipe, workers included.
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 75 and "interrupted" in said
+        assert list((out / "corpus").iterdir()) == []
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_a_missing_model_ends_with_status_2_and_one_paragraph(tmp_path: Path) -> None:
