@@ -184,13 +184,14 @@ def _render(settings: CorpusSettings, folder: Path) -> None:
         labels = []
         jobs = [_Job(index, settings) for index in range(settings.tracks)]
         # Spawned, not forked: the parent holds torch's threads, and a fork of those may hang.
-        with ProcessPoolExecutor(
+        pool = ProcessPoolExecutor(
             max_workers=min(len(os.sched_getaffinity(0)), settings.tracks),
             mp_context=multiprocessing.get_context("spawn"),
             # A track's matrix products are small: a second thread burns a core and gains nothing.
             initializer=threadpool_limits,
             initargs=(1,),
-        ) as pool:
+        )
+        try:
             rendered = pool.map(_render_track, jobs, chunksize=4)
             bar = tqdm(
                 rendered,
@@ -202,6 +203,9 @@ def _render(settings: CorpusSettings, folder: Path) -> None:
             for index, (samples, track_labels) in enumerate(bar):
                 audio[index] = samples
                 labels.append(track_labels)
+        finally:
+            # Whoever interrupts does not wait for all that was handed out.
+            pool.shutdown(cancel_futures=True)
         audio.flush()
         (unfinished / LABELS_NAME).write_bytes(json_bytes(labels, indent=None))
         try:
