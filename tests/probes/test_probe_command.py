@@ -98,16 +98,27 @@ def test_a_probe_prints_a_table_and_writes_what_is_documented(
 
 
 def test_another_head_and_other_tasks_encode_nothing_again(
-    model: Path, tmp_path: Path, cache: Path, mixes: DemoTracks
+    model: Path,
+    tmp_path: Path,
+    cache: Path,
+    mixes: DemoTracks,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    options = ("--cache", cache, "--tracks", mixes.num_tracks, "--seconds", mixes.seconds)
-    options += ("--references", "mfcc")
-    first = probe(model, "--out", tmp_path / "first", "--tasks", "tempo", *options)
-    assert first.returncode == 0, first.stderr
-    assert "features: 0 from the cache, 2 encoded" in first.stdout
+    tracks, seconds = mixes.num_tracks, mixes.seconds
+    run_probe(
+        [model],
+        out=tmp_path / "first",
+        tasks=["tempo"],
+        tracks=tracks,
+        seconds=seconds,
+        cache=cache,
+        references=["mfcc"],
+    )
+    assert "features: 0 from the cache, 2 encoded" in capsys.readouterr().out
     second = probe(
         *(model, "--out", tmp_path / "second", "--tasks", "chord,style", "--heads", "mlp,linear"),
-        *("--seeds", "2", "--no-weighted-sum", *options),
+        *("--seeds", "2", "--no-weighted-sum", "--references", "mfcc"),
+        *("--cache", cache, "--tracks", tracks, "--seconds", seconds),
     )
     assert second.returncode == 0, second.stderr
     assert "features: 4 from the cache, 0 encoded" in second.stdout
@@ -130,12 +141,16 @@ def test_another_head_and_other_tasks_encode_nothing_again(
 def test_beats_are_told_by_their_f_measure(
     model: Path, tmp_path: Path, cache: Path, mixes: DemoTracks
 ) -> None:
-    result = probe(
-        *(model, "--out", tmp_path, "--tasks", "beat", "--references", "none", "--cache", cache),
-        *("--tracks", mixes.num_tracks, "--seconds", mixes.seconds),
+    results = run_probe(
+        [model],
+        out=tmp_path,
+        tasks=["beat"],
+        tracks=mixes.num_tracks,
+        seconds=mixes.seconds,
+        cache=cache,
+        references=[],
     )
-    assert result.returncode == 0, result.stderr
-    assert "beat (f_measure)" in result.stdout
+    assert "beat (f_measure)" in results.table()
     task = json.loads((tmp_path / "results.json").read_text())["tasks"]["beat"]
     assert task["metric"] == "f_measure" and "chance" not in task
     found = task["results"]["model"]
