@@ -8,6 +8,7 @@ in ``--cache`` where several probes share them. What it means: ``docs/probing.md
 """
 
 import argparse
+import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -28,7 +29,6 @@ _REFERENCES: "tuple[ReferenceName, ...]" = ("untrained", "log-mel", "chroma", "m
 
 _Name = TypeVar("_Name", bound=str)
 
-
 _SECONDS = 15.0
 
 _WHAT_IT_IS = "tasks on rendered tracks: diagnostics, not a benchmark (docs/probing.md)"
@@ -37,6 +37,7 @@ _WHAT_IT_IS = "tasks on rendered tracks: diagnostics, not a benchmark (docs/prob
 def main() -> int:
     """Parses the command line and probes."""
     arguments = _parser().parse_args()
+    cli.interrupt_on(signal.SIGTERM)  # the processes that render end, and leave nothing half done
     folders = parse_folders(arguments.data)
     tasks = _dataset_tasks(arguments, folders) if folders else _rendered_tasks(arguments)
     heads = _names("--heads", arguments.heads, _HEADS)

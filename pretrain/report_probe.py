@@ -20,7 +20,7 @@ _LAYERS = (
     "Test accuracy, or the task's own score, of a probe of each layer; higher is better. "
     "Bars: 95 % intervals over test tracks, where the results have them. Solid: trained; dotted: "
     "the same encoder untrained; "
-    "dashed: log-mel features, and chance. The layer that a table names was chosen on validation."
+    "dashed: hand-made features, and chance. The layer that a table names was chosen on validation."
 )
 
 
@@ -127,16 +127,16 @@ def _layers(results: dict[str, Any]) -> list[LayerCurve]:
 def _rows(results: dict[str, Any]) -> tuple[tuple[str, ...], ...]:
     """Models down, tasks across; below them the two constant guesses and the differences."""
     tasks: dict[str, Any] = results["tasks"]
-    metrics = {name: str(task.get("metric", "accuracy")) for name, task in tasks.items()}
-    accuracies = all(metric == "accuracy" for metric in metrics.values())
-    heads = (name if m == "accuracy" else f"{name} ({m})" for name, m in metrics.items())
-    rows = [(f"test {'accuracy' if accuracies else 'score'}", *heads)]
+    rows = [_header(results)]
     for model in results["models"]:
         name = str(model["name"])
         rows.append((name, *(_accuracy(task["results"].get(name)) for task in tasks.values())))
-    for label, key in (("most frequent class", "majority_rate"), ("chance", "chance")):
-        if all(key in task for task in tasks.values()):
-            rows.append((label, *(f"{float(task[key]):.3f}" for task in tasks.values())))
+    classes = all("majority_rate" in task for task in tasks.values())
+    best = ("most frequent class", "majority_rate") if classes else ("constant answer", "constant")
+    for label, key in (best, ("chance", "chance")):
+        if any(key in task for task in tasks.values()):
+            cells = (f"{float(task[key]):.3f}" if key in task else "-" for task in tasks.values())
+            rows.append((label, *cells))
     differences: dict[str, list[str]] = {}
     for task in tasks.values():
         for difference in task.get("differences", []):
@@ -145,6 +145,17 @@ def _rows(results: dict[str, Any]) -> tuple[tuple[str, ...], ...]:
     # A pair that one of the tasks lacks would shift the columns.
     complete = {label: cells for label, cells in differences.items() if len(cells) == len(tasks)}
     return (*rows, *((label, *cells) for label, cells in complete.items()))
+
+
+def _header(results: dict[str, Any]) -> tuple[str, ...]:
+    metrics = {name: str(task.get("metric", "accuracy")) for name, task in results["tasks"].items()}
+    score = "accuracy" if set(metrics.values()) <= {"accuracy"} else "score"
+    head = next(iter(results.get("settings", {}).get("heads", ())), "linear")
+    of = "" if head == "linear" else f" of {head} heads"
+    names = (
+        name if metric == "accuracy" else f"{name} ({metric})" for name, metric in metrics.items()
+    )
+    return (f"test {score}{of}", *names)
 
 
 def _accuracy(result: dict[str, Any] | None) -> str:

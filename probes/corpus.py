@@ -15,6 +15,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import secrets
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -170,7 +171,8 @@ def _render(settings: CorpusSettings, folder: Path) -> None:
     """Renders with one process per core; the folder takes its name when it is complete."""
     print(f"rendering {settings.tracks} {settings.kind} tracks into {folder}", flush=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = folder.with_name(f"{folder.name}.part-{os.getpid()}")
+    # Numbers of processes come again, in containers most of all.
+    unfinished = folder.with_name(f"{folder.name}.part-{os.getpid()}-{secrets.token_hex(4)}")
     unfinished.mkdir()
     try:
         audio = np.lib.format.open_memmap(
@@ -182,13 +184,14 @@ def _render(settings: CorpusSettings, folder: Path) -> None:
         labels = []
         jobs = [_Job(index, settings) for index in range(settings.tracks)]
         # Spawned, not forked: the parent holds torch's threads, and a fork of those may hang.
-        with ProcessPoolExecutor(
+        pool = ProcessPoolExecutor(
             max_workers=min(len(os.sched_getaffinity(0)), settings.tracks),
             mp_context=multiprocessing.get_context("spawn"),
             # A track's matrix products are small: a second thread burns a core and gains nothing.
             initializer=threadpool_limits,
             initargs=(1,),
-        ) as pool:
+        )
+        try:
             rendered = pool.map(_render_track, jobs, chunksize=4)
             bar = tqdm(
                 rendered,
@@ -200,6 +203,9 @@ def _render(settings: CorpusSettings, folder: Path) -> None:
             for index, (samples, track_labels) in enumerate(bar):
                 audio[index] = samples
                 labels.append(track_labels)
+        finally:
+            # Whoever interrupts does not wait for all that was handed out.
+            pool.shutdown(cancel_futures=True)
         audio.flush()
         (unfinished / LABELS_NAME).write_bytes(json_bytes(labels, indent=None))
         try:

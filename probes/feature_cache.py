@@ -11,6 +11,7 @@ made anew and counted. What was not used for longest goes when the folder is ove
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -30,6 +31,7 @@ from etude.probes.features import FrozenModel, PooledFeatures, extract
 from etude.probes.task_types import AudioSource, FeatureRow
 
 FOLDER_NAME = "features"
+
 LIMIT_BYTES = 8 * 2**30
 """Of all entries together: some dozens of encoders of 95M on the default tasks."""
 
@@ -158,12 +160,16 @@ class FeatureCache:
         path = self._path(model, rows)
         path.parent.mkdir(parents=True, exist_ok=True)
         header = {"key": path.stem, "sha256": _digest(pooled), "model": model.name}
-        write_bytes(path, save({_NAME: np.ascontiguousarray(pooled)}, metadata=header))
+        # Under a name of its own first: another probe may be storing the same entry.
+        own = path.with_name(f"{path.stem}-{secrets.token_hex(4)}.safetensors")
+        write_bytes(own, save({_NAME: np.ascontiguousarray(pooled)}, metadata=header))
+        own.replace(path)
 
     def _shrink(self) -> None:
         """Deletes what was not used for longest, until the rest is below the limit."""
         entries = []
-        for path in self._folder.glob("*.safetensors"):
+        # With what killed probes left behind, which ends in .part.
+        for path in self._folder.glob("*.safetensors*"):
             try:
                 entries.append((path.stat().st_mtime, path.stat().st_size, path))
             except FileNotFoundError:  # another probe shrinks the same folder

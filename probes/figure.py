@@ -25,7 +25,8 @@ def draw(results: ProbeResults, folder: Path) -> None:
         panel.set_title(f"{name} ({kind})")
         panel.set_xlabel("layer (0: input of the first)")
         panel.set_ylabel(f"test {task.metrics[0]}")
-        panel.set_ylim(0.0, 1.0)
+        # R² of answers worse than the mean is negative.
+        panel.set_ylim(min(0.0, panel.get_ylim()[0]), 1.0)
         panel.xaxis.get_major_locator().set_params(integer=True)
         panel.grid(alpha=0.25)
     head = next(iter(next(iter(tasks.values())).heads))

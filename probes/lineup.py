@@ -4,6 +4,7 @@ untrained   the same architecture with fresh weights
 log-mel, chroma, mfcc   hand-made features on the same frames (probes.spectra)
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -53,12 +54,13 @@ def line_up(
     :raises InputError: for a missing model, or the same one twice.
     """
     sources = [find_model(path) for path in paths]
+    folders = [str(source.folder.resolve()) for source in sources]
+    if not folders or len(set(folders)) < len(folders):
+        raise InputError(f"expected at least one model and none twice, but got {folders}.")
     names = [source.name for source in sources]
-    if len(set(names)) < len(names):
-        # Folders of equal names: only whole paths tell them apart.
-        names = [str(source.folder) for source in sources]
-    if not names or len(set(names)) < len(names):
-        raise InputError(f"expected at least one model and none twice, but got {names}.")
+    if len(set(names)) < len(names) or any(map(_like_a_reference, names)):
+        # Rows are known by their names: only whole paths tell these apart.
+        names = folders
 
     asked: list[Row] = []
     fresh: dict[str, Row] = {}
@@ -87,6 +89,11 @@ def line_up(
         row = ProbedModel(name, kind, str(source.folder), rate, tuple(baselines))
         asked.append((row, model))
     return [*asked, *fresh.values(), *spectra.values()]
+
+
+def _like_a_reference(name: str) -> bool:
+    """Whether a reference's row may have this name too, such as ``untrained`` or ``mfcc 2``."""
+    return re.sub(r" \d+$", "", name) in REFERENCES
 
 
 def _untrained(

@@ -10,7 +10,7 @@
       classes       in label order
       splits        per split: tracks, clips, examples; of classes also class_counts
       constant      the metric of the best answer without listening
-      chance        1 / number of classes;  majority_rate: ``constant`` again.  Of classes alone
+      chance        the metric of a guess;  majority_rate: ``constant`` again.  Of classes alone
       test_tracks   numbers of the test's tracks; test_examples: how many questions each was asked
       results.MODEL what the first head found:
         chosen_layer, valid_METRIC, test {value, low, high}, layers [...], each of them with
@@ -28,10 +28,12 @@ starts, values are means over them.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from etude.data.files import json_bytes, write_bytes
 from etude.data.text import aligned
@@ -103,17 +105,21 @@ class TaskResult:
         """The first head's."""
         return next(iter(self.heads.values()))
 
-    @property
+    @cached_property
     def chance(self) -> float | None:
-        """Accuracy of a guess without looking at anything; of classes alone."""
-        return 1.0 / len(self.task.outputs) if self.task.answer == "classes" else None
+        """What the metric makes of a guess among all classes, on average; of classes alone."""
+        if self.task.answer != "classes":
+            return None
+        if self.task.metrics[0] == "accuracy":
+            return 1.0 / len(self.task.outputs)
+        return float(np.mean([self._score_of(guess) for guess in np.eye(len(self.task.outputs))]))
 
     @property
     def constant(self) -> float:
         """The metric on the test of the answer that fits training best, whatever is heard."""
-        task, rows = self.task, self.task.rows("test")
-        train = task.rows("train")
+        task, train = self.task, self.task.rows("train")
         if task.answer == "beats":
+            rows = task.rows("test")
             pulse = regular_pulse([task.examples[row] for row in train])
             truths = [np.asarray(task.examples[row].truth, dtype=np.float64) for row in rows]
             return float(np.mean([beat_f_measure(truth, pulse) for truth in truths]))
@@ -121,8 +127,13 @@ class TaskResult:
             answer = np.bincount(task.labels[train], minlength=len(task.outputs))
         else:
             answer = task.values[train].mean(axis=0)
-        outputs_NC = np.tile(answer.astype(np.float32), (len(rows), 1))
-        return evaluate(METRICS[task.metrics[0]], outputs_NC, task, rows)
+        return self._score_of(answer)
+
+    def _score_of(self, answer_C: npt.NDArray[Any]) -> float:
+        """The metric on the test of one answer to all of it."""
+        rows = self.task.rows("test")
+        outputs_NC = np.tile(answer_C.astype(np.float32), (len(rows), 1))
+        return evaluate(METRICS[self.task.metrics[0]], outputs_NC, self.task, rows)
 
 
 def judge(

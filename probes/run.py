@@ -25,7 +25,14 @@ from etude.probes.lineup import REFERENCES, ReferenceName, Row, line_up
 from etude.probes.problem import make_problem
 from etude.probes.results import ProbeResults, TaskResult, judge
 from etude.probes.task_types import AudioSource, FeatureRow, ProbeTask
-from etude.probes.tasks import DEFAULT_TASKS, TASK_KINDS, TASK_NAMES, TaskName, build_task
+from etude.probes.tasks import (
+    DEFAULT_TASKS,
+    TASK_KINDS,
+    TASK_NAMES,
+    TaskName,
+    build_task,
+    check_length,
+)
 from etude.probes.tasks import feature_rows as demo_rows
 
 DEFAULT_TRACKS: dict[Kind, int] = {"mix": 192, "solo": 144}
@@ -65,14 +72,10 @@ def run_probe(
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if seed < 0 or (tracks is not None and tracks < 1):
         raise InputError(f"seed must be >= 0 and tracks >= 1, but are {seed} and {tracks}.")
+    check_length(seconds)
     # Models first: a wrong path should not cost a minute of rendering.
     rows = line_up(models, references=references, seed=seed, device=device)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise InputError(f"the results need a folder, but {out} is a file.") from error
-
-    cache = cache or out / "corpus"
+    cache = make_folders(out, cache)
     kinds = sorted({TASK_KINDS[name] for name in tasks})
     rate = rows[0][0].sample_rate
     sources: dict[str, DemoTracks] = {
@@ -107,6 +110,22 @@ def run_probe(
         },
         also=further,
     )
+
+
+def make_folders(out: Path, cache: Path | None) -> Path:
+    """Makes the folders of a probe; returns the cache, ``out/corpus`` where none is given.
+
+    :raises InputError: if one of them cannot be a folder.
+    """
+    cache = cache or out / "corpus"
+    for option, folder in (("--out", out), ("--cache", cache)):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"{option} must be a folder, but {folder} cannot be made one: {error.strerror}."
+            ) from error
+    return cache
 
 
 def probe_tasks(

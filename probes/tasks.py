@@ -13,6 +13,7 @@ say what a model hears and in which layer. They are no benchmark: music that a p
 easier than any, and no figure of theirs can be compared with a paper's.
 """
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -55,6 +56,18 @@ _FORMS: Mapping[TaskName, _Form] = {
 
 TASK_KINDS: Mapping[TaskName, Kind] = {name: form.kind for name, form in _FORMS.items()}
 """The kind of track each task listens to."""
+
+
+def check_length(seconds: float) -> None:
+    """Whether tracks of this length can be asked about.
+
+    :raises InputError: if not.
+    """
+    if not (math.isfinite(seconds) and clip_starts(seconds)):
+        raise InputError(
+            f"a probe's track must hold one clip of {CLIP_SECONDS:g} s, but has {seconds:g} s; "
+            "give --seconds 15."
+        )
 
 
 def build_task(
@@ -104,11 +117,6 @@ def _ask(
     name: TaskName, labels: Sequence[dict[str, Any]], *, seconds: float
 ) -> list[list[Question]]:
     starts = clip_starts(seconds)
-    if not starts:
-        raise InputError(
-            f"a probe's track must hold one clip of {CLIP_SECONDS:g} s, but has {seconds:g} s; "
-            "give --seconds 15."
-        )
     return [QUESTIONS[name](track, starts) for track in labels]
 
 

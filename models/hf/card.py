@@ -106,8 +106,9 @@ def model_card(config: EncoderConfig, facts: CardFacts, *, format: Format, param
     if facts.probes:
         sections += [
             "## Which layer for what: frozen features, probed\n",
-            "Test accuracy of a linear classifier on the frozen features of one layer, its 95 % "
-            "interval, and the layer that held-out data chose for the task.\n",
+            "What a probe on the frozen features of one layer scores on the test (accuracy of a "
+            "linear classifier where nothing else is said), its 95 % interval, and the layer that "
+            "held-out data chose for the task.\n",
             markdown_table(facts.probes),
         ]
     if facts.config_yaml is not None:

@@ -7,6 +7,7 @@ Whether the files are there and can be heard is for ``audio_files.py`` to say.
 
 import csv
 import io
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -172,12 +173,15 @@ def class_index(source: Source, where: str, name: str, names: Sequence[str]) -> 
 def number(source: Source, where: str, text: str, kind: Callable[[str], float]) -> float:
     """A number of a table.
 
-    :raises DataError: if it is none.
+    :raises DataError: if it is none, or not finite: ``float`` takes "nan" and "inf" too.
     """
     try:
-        return kind(text)
+        value = kind(text)
     except ValueError as error:
         raise DataError(f"{source.name}: {where}: {text!r} is not a number.") from error
+    if not math.isfinite(value):
+        raise DataError(f"{source.name}: {where}: {text!r} is not a finite number.")
+    return value
 
 
 def listing(

@@ -14,7 +14,7 @@ from etude.probes.datasets.request import by_dataset
 from etude.probes.heads import HeadOptions
 from etude.probes.lineup import REFERENCES, ReferenceName, line_up
 from etude.probes.results import ProbeResults
-from etude.probes.run import probe_tasks
+from etude.probes.run import make_folders, probe_tasks
 
 
 def probe_datasets(
@@ -50,11 +50,7 @@ def probe_datasets(
     asked = by_dataset(tasks, folders)
     # Models first: a wrong path should not cost the minutes in which files are decoded.
     rows = line_up(models, references=references, seed=seed, device=device)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise InputError(f"the results need a folder, but {out} is a file.") from error
-    cache = cache or out / "corpus"
+    cache = make_folders(out, cache)
     opened = []
     for dataset, names in asked.items():
         memory = cache / f"decoded-{dataset}.json"

@@ -323,6 +323,21 @@ def test_the_command_writes_one_file_and_refuses_what_is_no_run(tmp_path: Path) 
     assert no_probe.returncode == 2 and "has no results.json" in no_probe.stderr
 
 
+def test_a_table_of_probes_says_by_which_metric_and_head_they_are_scored(tmp_path: Path) -> None:
+    results = json.loads(json.dumps(PROBE))
+    results["settings"] = {"heads": ["mlp", "linear"]}
+    results["tasks"]["key"] |= {"metric": "accuracy", "constant": 0.05}
+    mood = json.loads(json.dumps(PROBE["tasks"]["key"])) | {"metric": "r2", "constant": -0.01}
+    results["tasks"]["emomusic"] = mood
+    del mood["chance"], mood["majority_rate"]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    probe = read_probe(tmp_path)
+    assert probe is not None
+    assert probe.rows[0] == ("test score of mlp heads", "key", "emomusic (r2)")
+    guesses = [row for row in probe.rows if row[0] in ("constant answer", "chance")]
+    assert guesses == [("constant answer", "0.050", "-0.010"), ("chance", "0.042", "-")]
+
+
 def test_probes_are_drawn_layer_by_layer_with_their_intervals() -> None:
     layers = [{"layer": n, "test_accuracy": 0.3 + n / 10} for n in range(3)]
     results: dict[str, Any] = json.loads(json.dumps(PROBE))

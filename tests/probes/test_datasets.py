@@ -358,6 +358,15 @@ def test_a_table_without_a_column_names_it(tmp_path: Path) -> None:
         emomusic.read(tmp_path)
 
 
+@pytest.mark.parametrize("value", ["nan", "inf", "much"])
+def test_a_value_that_is_no_finite_number_is_told(tmp_path: Path, value: str) -> None:
+    path = an_emomusic(tmp_path) / "static_annotations.csv"
+    cells = path.read_text().splitlines()[-1].split(",")
+    path.write_text(path.read_text().replace(",".join(cells), f"{cells[0]},{value},1.0,2.0,1.2"))
+    with pytest.raises(DataError, match=rf"song {cells[0]}: '{value}' is not a (finite )?number"):
+        emomusic.read(tmp_path)
+
+
 def test_notes_that_are_no_json_are_told(tmp_path: Path) -> None:
     (an_nsynth(tmp_path) / "nsynth-valid" / "examples.json").write_text("[1, 2")
     with pytest.raises(DataError, match="nsynth-valid/examples.json is no JSON object"):

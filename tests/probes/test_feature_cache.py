@@ -1,5 +1,7 @@
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from torch import Tensor
 from etude.models.frames import FrameGrid
 from etude.probes.corpus import CorpusSettings, DemoTracks
 from etude.probes.feature_cache import FeatureCache
+from etude.probes.features import PooledFeatures
 from etude.probes.spectra import LogMelModel
 from etude.probes.task_types import Clip, FeatureRow
 
@@ -110,6 +113,41 @@ def test_a_damaged_entry_is_made_anew_and_counted(
     np.testing.assert_array_equal(found, sound)
     assert cache.counts.damaged == 1 and "damaged" in str(cache.counts)
     np.testing.assert_array_equal(load_file(path)["features"], sound)
+
+
+def test_probes_that_store_the_same_entry_at_once_do_not_disturb_each_other(
+    tmp_path: Path, tracks: DemoTracks
+) -> None:
+    probes = 8
+    encoded = Barrier(probes)
+
+    class Together(Counting):
+        def layers(self, waveform: Tensor) -> list[Tensor]:
+            encoded.wait(timeout=60)
+            return super().layers(waveform)
+
+    def probe(_: int) -> PooledFeatures:
+        return open_cache(tmp_path, tracks).features(Together(), [WHOLE])[0]
+
+    with ThreadPoolExecutor(probes) as pool:
+        found = list(pool.map(probe, range(probes)))
+    cache = open_cache(tmp_path, tracks)
+    (stored,) = cache.features(Counting(), [WHOLE])
+    assert str(cache.counts) == "1 from the cache, 0 encoded"
+    for each in found:
+        np.testing.assert_array_equal(each, stored)
+    assert len(entries(tmp_path)) == 1
+
+
+def test_what_a_killed_probe_left_goes_with_the_oldest(tmp_path: Path, tracks: DemoTracks) -> None:
+    open_cache(tmp_path, tracks).features(Counting(), [WHOLE])
+    size = entries(tmp_path)[0].stat().st_size
+    left = tmp_path / "features" / "of-a-killed-probe.safetensors.part"
+    left.write_bytes(bytes(1000))
+    os.utime(left, (1.0, 1.0))
+    open_cache(tmp_path, tracks, limit=2 * size + 500).features(Counting(), [PARTS])
+    assert len(entries(tmp_path)) == 2
+    assert not left.exists()
 
 
 def test_the_oldest_entry_goes_when_the_folder_is_full(tmp_path: Path, tracks: DemoTracks) -> None:

@@ -206,6 +206,24 @@ def test_a_folder_of_transformers_has_an_untrained_control_too(tmp_path: Path) -
     assert torch.equal(fresh[2], same[2]) and not torch.equal(fresh[2], trained[2])
 
 
+@pytest.mark.parametrize("name", ["untrained", "log-mel", "untrained 2"])
+def test_a_folder_that_is_called_like_a_reference_has_a_row_of_its_own(
+    name: str, tmp_path: Path
+) -> None:
+    folder = save(tmp_path / name)
+    rows = line_up([folder], references=("untrained", "log-mel"), seed=0, device=CPU)
+    assert [row.name for row, _ in rows] == [str(folder), "untrained", "log-mel"]
+
+
+def test_the_same_folder_twice_is_told_however_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="none twice"):
+        line_up([folder, Path("model")], references=(), seed=0, device=CPU)
+
+
 def test_a_models_identity_is_its_weights_content_and_not_its_place(tmp_path: Path) -> None:
     first = save(tmp_path / "first")
     shutil.copytree(first, tmp_path / "copy")

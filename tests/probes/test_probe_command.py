@@ -1,12 +1,16 @@
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from etude.data.errors import InputError
 from etude.launch import probe as command
 from etude.models.config import EncoderConfig
 from etude.models.encoder import Encoder
@@ -14,8 +18,10 @@ from etude.models.weights import save_encoder
 from etude.pretrain.report_probe import read_probe
 from etude.probes.comparison import read_answers
 from etude.probes.corpus import DemoTracks
+from etude.probes.datasets.run import probe_datasets
 from etude.probes.heads import HEAD_NAMES
 from etude.probes.lineup import REFERENCES
+from etude.probes.run import run_probe
 
 SCRIPT = Path(__file__).parents[2] / "launch" / "probe.py"
 
@@ -92,16 +98,27 @@ def test_a_probe_prints_a_table_and_writes_what_is_documented(
 
 
 def test_another_head_and_other_tasks_encode_nothing_again(
-    model: Path, tmp_path: Path, cache: Path, mixes: DemoTracks
+    model: Path,
+    tmp_path: Path,
+    cache: Path,
+    mixes: DemoTracks,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    options = ("--cache", cache, "--tracks", mixes.num_tracks, "--seconds", mixes.seconds)
-    options += ("--references", "mfcc")
-    first = probe(model, "--out", tmp_path / "first", "--tasks", "tempo", *options)
-    assert first.returncode == 0, first.stderr
-    assert "features: 0 from the cache, 2 encoded" in first.stdout
+    tracks, seconds = mixes.num_tracks, mixes.seconds
+    run_probe(
+        [model],
+        out=tmp_path / "first",
+        tasks=["tempo"],
+        tracks=tracks,
+        seconds=seconds,
+        cache=cache,
+        references=["mfcc"],
+    )
+    assert "features: 0 from the cache, 2 encoded" in capsys.readouterr().out
     second = probe(
         *(model, "--out", tmp_path / "second", "--tasks", "chord,style", "--heads", "mlp,linear"),
-        *("--seeds", "2", "--no-weighted-sum", *options),
+        *("--seeds", "2", "--no-weighted-sum", "--references", "mfcc"),
+        *("--cache", cache, "--tracks", tracks, "--seconds", seconds),
     )
     assert second.returncode == 0, second.stderr
     assert "features: 4 from the cache, 0 encoded" in second.stdout
@@ -124,12 +141,16 @@ def test_another_head_and_other_tasks_encode_nothing_again(
 def test_beats_are_told_by_their_f_measure(
     model: Path, tmp_path: Path, cache: Path, mixes: DemoTracks
 ) -> None:
-    result = probe(
-        *(model, "--out", tmp_path, "--tasks", "beat", "--references", "none", "--cache", cache),
-        *("--tracks", mixes.num_tracks, "--seconds", mixes.seconds),
+    results = run_probe(
+        [model],
+        out=tmp_path,
+        tasks=["beat"],
+        tracks=mixes.num_tracks,
+        seconds=mixes.seconds,
+        cache=cache,
+        references=[],
     )
-    assert result.returncode == 0, result.stderr
-    assert "beat (f_measure)" in result.stdout
+    assert "beat (f_measure)" in results.table()
     task = json.loads((tmp_path / "results.json").read_text())["tasks"]["beat"]
     assert task["metric"] == "f_measure" and "chance" not in task
     found = task["results"]["model"]
@@ -139,6 +160,31 @@ def test_beats_are_told_by_their_f_measure(
     assert report is not None and report.problem is None
     assert answers is not None
     assert answers.tasks["beat"].accuracy == pytest.approx(found["test"]["value"])
+
+
+def test_a_probe_that_is_asked_to_end_leaves_no_process_and_nothing_half_rendered(
+    model: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    arguments = (str(model), "--out", str(out), "--references", "none", "--tracks", "500")
+    process = subprocess.Popen(
+        [sys.executable, str(SCRIPT), *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        while not list(out.glob("corpus/*.part-*/audio.npy")):
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.terminate()
+        # Returns once nobody holds the other end of the pipe, workers included.
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 75 and "interrupted" in said
+        assert list((out / "corpus").iterdir()) == []
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_a_missing_model_ends_with_status_2_and_one_paragraph(tmp_path: Path) -> None:
@@ -163,6 +209,27 @@ def test_an_unknown_name_is_told_with_the_known_ones(
     result = probe(tmp_path, "--out", tmp_path / "out", option, value)
     assert result.returncode == 2
     assert option in result.stderr and known in result.stderr
+
+
+@pytest.mark.parametrize("seconds", ["3", "nan", "inf"])
+def test_tracks_of_an_impossible_length_are_refused_before_any_is_rendered(
+    seconds: str, model: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match=rf"one clip of 5 s.*{seconds} s"):
+        run_probe([model], out=out, seconds=float(seconds))
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("option", ["out", "cache"])
+def test_a_file_where_a_folder_should_be_is_named(option: str, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    folders = {"out": tmp_path / "out", option: tmp_path / "file" / "deep"}
+    with pytest.raises(InputError, match="file/deep"):
+        run_probe([model], **folders)
+    gtzan = {"gtzan": tmp_path}
+    with pytest.raises(InputError, match="file/deep"):
+        probe_datasets([model], folders=gtzan, tasks=["gtzan_genre"], **folders)
 
 
 def test_the_options_are_the_names_that_the_parts_have() -> None:

@@ -6,6 +6,7 @@ import pytest
 from etude.data.demo.harmony import ALL_KEYS
 from etude.probes.beats import beat_targets, pick_beats, regular_pulse
 from etude.probes.metrics import METRICS, evaluate, evidence
+from etude.probes.results import TaskResult
 from etude.probes.splits import Split
 from etude.probes.task_types import WHOLE_CLIP, AnswerKind, Clip, Example, ProbeTask
 
@@ -78,6 +79,17 @@ def test_the_constant_answer_to_beats_has_the_median_period() -> None:
     times = [(0.1, 0.6, 1.1), (0.0, 0.5, 1.0), (0.0, 1.0, 2.0)]
     examples = task("beats", ("beat",), list(times), "f_measure").examples
     np.testing.assert_allclose(np.diff(regular_pulse(examples)), 0.5)
+
+
+def test_chance_is_what_a_guess_scores_by_the_tasks_own_metric() -> None:
+    names = tuple(key.name for key in ALL_KEYS)
+
+    def chance(metric: str) -> float | None:
+        return TaskResult(task("classes", names, list(range(24)), metric), {}).chance
+
+    assert chance("accuracy") == pytest.approx(1 / 24)
+    # Of 24 answers one is right, one a fifth off, one relative, one parallel.
+    assert chance("key_score") == pytest.approx((1 + 0.5 + 0.3 + 0.2) / 24)
 
 
 def test_answers_to_the_windows_of_a_track_are_averaged_before_they_are_scored() -> None:
