@@ -20,7 +20,7 @@ from etude.data.shards import Corpus
 from etude.pretrain.quantizer import save_quantizer
 
 LAUNCH = ROOT / "launch"
-NO_COMMANDS = ("__init__", "cli", "sweep_results")
+NO_COMMANDS = ("__init__", "cli", "run_config", "sweep_results")
 COMMANDS = sorted(path.stem for path in LAUNCH.glob("*.py") if path.stem not in NO_COMMANDS)
 
 Done = subprocess.CompletedProcess[str]
