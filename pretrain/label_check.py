@@ -38,6 +38,7 @@ from etude.pretrain.config import (
 from etude.pretrain.config_types import FurtherTargetConfig
 from etude.pretrain.inputs import Inputs
 from etude.pretrain.random import derive
+from etude.pretrain.targets.base import FrameContext
 
 if TYPE_CHECKING:
     from etude.pretrain.codec import Codec
@@ -90,10 +91,10 @@ def check_labels(config: Config, inputs: Inputs) -> Iterator[str]:
     :raises DataError: naming shard and sample, or the target, and what is wrong.
     """
     # Stored tokens first: crops, which come with them, cannot even be read where they are broken.
-    computed: dict[str, KmeansTargetConfig | CodecTargetConfig] = {}
+    computed: dict[str, KmeansTargetConfig | CodecTargetConfig | FurtherTargetConfig] = {}
     for name, target in config.objective.targets.items():
         match target:
-            case KmeansTargetConfig() | CodecTargetConfig(source="online"):
+            case KmeansTargetConfig() | CodecTargetConfig(source="online") | FurtherTargetConfig():
                 computed[name] = target
             case CodecTargetConfig():
                 for part in inputs.train.parts:
@@ -105,7 +106,7 @@ def check_labels(config: Config, inputs: Inputs) -> Iterator[str]:
                         codec=inputs.codecs.get(name),
                         seed=config.seed,
                     )
-            case CqtTargetConfig() | TeacherTargetConfig() | FurtherTargetConfig():
+            case CqtTargetConfig() | TeacherTargetConfig():
                 pass
     if not computed:
         return
@@ -115,14 +116,17 @@ def check_labels(config: Config, inputs: Inputs) -> Iterator[str]:
         for i in range(0, len(crops), 8)
     ]
     for name, target in computed.items():
-        if isinstance(target, KmeansTargetConfig):
-            quantizer = inputs.quantizers[name]
-            labels = torch.cat([quantizer(part) for part in parts])[..., None]
-            yield from _usage(name, labels.flatten(0, 1), quantizer.num_classes)
-        else:
-            codec = inputs.codecs[name]
-            codes = torch.cat([codec.encode(part) for part in parts])[..., : target.codebooks]
-            yield from _usage(name, codes.flatten(0, 1), codec.codebook_size)
+        match target:
+            case KmeansTargetConfig():
+                quantizer = inputs.quantizers[name]
+                labels = torch.cat([quantizer(part) for part in parts])[..., None]
+                yield from _usage(name, labels.flatten(0, 1), quantizer.num_classes)
+            case CodecTargetConfig():
+                codec = inputs.codecs[name]
+                codes = torch.cat([codec.encode(part) for part in parts])[..., : target.codebooks]
+                yield from _usage(name, codes.flatten(0, 1), codec.codebook_size)
+            case FurtherTargetConfig():
+                yield from _usage_of_further(name, target, config, parts)
 
 
 def check_stored(
@@ -196,6 +200,19 @@ def _check_clip(clip: _Clip, codebook_size: int) -> None:
             f"{len(clip.codes)} frames, although its audio is not silent: these are no tokens of "
             "it. Encode the corpus again."
         )
+
+
+def _usage_of_further(
+    name: str, settings: FurtherTargetConfig, config: Config, parts: Sequence[Tensor]
+) -> Iterator[str]:
+    target = settings.build(config.model, seed=derive(config.seed, "target", name))
+    if target.classes is None:  # no labels
+        return
+    frames = config.model.grid.num_frames(config.crop_samples)
+    with torch.no_grad():
+        labels = torch.cat([target.compute(FrameContext(part, frames)) for part in parts])
+    codebooks = 1 if labels.ndim == 2 else labels.shape[2]
+    yield from _usage(name, labels.reshape(-1, codebooks), target.classes)
 
 
 def _usage(name: str, labels_NK: Tensor, classes: int) -> Iterator[str]:

@@ -13,12 +13,20 @@ from engine_parts import DDP, lines, run
 from torch import Tensor
 from training_parts import GRID, feature_settings, noise
 
+from etude.data.errors import DataError
 from etude.models.config import EncoderConfig
 from etude.pretrain.clustering import ClusterReport, PartFile, fit_kmeans
 from etude.pretrain.config_file import load_config
 from etude.pretrain.errors import ConfigError, PreemptedError
 from etude.pretrain.flops import crop_flops
-from etude.pretrain.quantizer import FeatureQuantizer, build_features, save_quantizer
+from etude.pretrain.inputs import check_inputs
+from etude.pretrain.label_check import check_labels
+from etude.pretrain.quantizer import (
+    FeatureQuantizer,
+    build_features,
+    load_quantizer,
+    save_quantizer,
+)
 from etude.pretrain.targets.base import FrameContext
 from etude.pretrain.targets.mel_rvq import Settings
 
@@ -169,6 +177,27 @@ def test_a_run_learns_such_labels_and_shows_their_use(
     assert written[-1]["tokens/q0/loss"] < written[0]["tokens/q0/loss"]
     for stage in range(3):
         assert written[-1][f"tokens/q{stage}/unigram_entropy"] > 0.5
+
+
+def test_their_use_is_told_before_training_and_a_constant_stage_refused(
+    recipe: Path, tmp_path: Path
+) -> None:
+    def told(*words: str) -> list[str]:
+        config = load_config(recipe, list(words))
+        return list(check_labels(config, check_inputs(config, rank=0, ranks=1, device="cpu")))
+
+    lines = told()
+    assert [line.split(":")[0] for line in lines] == [f"tokens/q{stage}" for stage in range(3)]
+    assert all(" of 9 labels in " in line for line in lines)
+
+    path = Path(yaml.safe_load(recipe.read_text())["objective"]["targets"]["tokens"]["centroids"])
+    quantizer = load_quantizer(path)
+    quantizer.centroids[1, 1:] = 1e6
+    save_quantizer(quantizer, tmp_path / "constant.safetensors", report={})
+    with pytest.raises(
+        DataError, match=r"targets\.tokens: label 0 makes up 100\.0% of tokens/q1's"
+    ):
+        told(f"objective.targets.tokens.centroids={tmp_path / 'constant.safetensors'}")
 
 
 @pytest.mark.parametrize(
