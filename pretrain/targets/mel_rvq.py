@@ -70,12 +70,14 @@ class Settings(FurtherTargetConfig):
     def _quantizer(self, model: EncoderConfig) -> "FeatureQuantizer":
         from etude.pretrain.quantizer import load_quantizer
 
-        quantizer = load_quantizer(self.centroids)
-        stages, classes = quantizer.stages or 0, quantizer.num_classes
         fit = (
             "`python launch/cluster.py CORPUS --config RUN.yaml --features logmel --stages "
             f"{self.stages} --clusters {self.classes} --out {self.centroids}`"
         )
+        if not self.centroids.is_file():
+            raise ConfigError(f"there is no file {self.centroids}. Fit it by {fit}.")
+        quantizer = load_quantizer(self.centroids)
+        stages, classes = quantizer.stages or 0, quantizer.num_classes
         if stages < self.stages or classes != self.classes:
             has = f"{stages} stages" if stages else "no stages"
             raise ConfigError(

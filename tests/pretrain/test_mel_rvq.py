@@ -204,7 +204,10 @@ def test_their_use_is_told_before_training_and_a_constant_stage_refused(
     ("words", "told"),
     [
         (["objective.targets.tokens.stages=4"], "objective.targets.tokens: a mel_rvq target of 4"),
-        (["objective.targets.tokens.centroids=nowhere"], "objective.targets.tokens: .*nowhere"),
+        (
+            ["objective.targets.tokens.centroids=nowhere"],
+            r"objective\.targets\.tokens: there is no file nowhere.* --stages 3 .* --out nowhere",
+        ),
         (["objective.targets.tokens.stages=0"], "objective.targets.tokens.stages"),
         (["objective.targets.tokens=null", "objective.targets.logmel.kind=kmeans"], "mel_rvq"),
     ],
