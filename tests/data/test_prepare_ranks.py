@@ -122,7 +122,7 @@ def test_a_killed_rank_is_missed_with_a_clear_error_and_the_same_launch_again_co
 
 
 def test_a_rank_that_is_interrupted_ends_the_others_at_once(tmp_path):
-    collection(tmp_path / "in", 16)
+    collection(tmp_path / "in", 28)  # more than are packed before a signal arrives
     out = tmp_path / "out"
     survivor, interrupted = launch(2, tmp_path / "in", "--out", out)
     deadline = time.monotonic() + 60
