@@ -12,10 +12,10 @@ from etude.probes.datasets.reading import (
     Listing,
     Recording,
     Source,
+    check_folder,
     first_folder,
     listing,
     number,
-    open_folder,
     read_table,
     wrong,
 )
@@ -35,7 +35,7 @@ _SET = "Mediaeval 2013 set"
 
 def read(folder: Path) -> Listing:
     """Songs with arousal and valence as annotated (1 to 9); the group is the artist."""
-    open_folder(SOURCE, folder)
+    check_folder(SOURCE, folder)
     tables = folder / "annotations" if (folder / "annotations").is_dir() else folder
     for name in ("songs_info.csv", "static_annotations.csv"):
         if not (tables / name).is_file():

@@ -14,9 +14,9 @@ from etude.probes.datasets.reading import (
     Listing,
     Recording,
     Source,
+    check_folder,
     class_index,
     listing,
-    open_folder,
     read_table,
     read_text,
     wrong,
@@ -43,7 +43,7 @@ _TRAIN_SHARES, _VALID_SHARES = 100, 16
 
 def read(folder: Path) -> Listing:
     """Tracks with their key; the group is the artists in training, the track in the test."""
-    open_folder(SOURCE, folder)
+    check_folder(SOURCE, folder)
     mtg = _part(folder, "giantsteps-mtg-key-dataset")
     key = _part(folder, "giantsteps-key-dataset")
     trained, left_out = _training(folder, mtg)

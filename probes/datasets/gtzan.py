@@ -13,10 +13,10 @@ from etude.probes.datasets.reading import (
     Listing,
     Recording,
     Source,
+    check_folder,
     class_index,
     first_folder,
     listing,
-    open_folder,
     read_lines,
     wrong,
 )
@@ -47,7 +47,7 @@ SOURCE = Source(
 
 def read(folder: Path) -> Listing:
     """Tracks with their genre; the group is the track."""
-    open_folder(SOURCE, folder)
+    check_folder(SOURCE, folder)
     audio = first_folder(
         SOURCE, folder, ["genres", "genres_original", "Data/genres_original", "Data/genres"]
     )

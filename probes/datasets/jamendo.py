@@ -10,9 +10,9 @@ from etude.probes.datasets.reading import (
     Listing,
     Recording,
     Source,
+    check_folder,
     first_folder,
     listing,
-    open_folder,
     read_text,
     wrong,
 )
@@ -53,7 +53,7 @@ def read_top50(folder: Path) -> Listing:
 
 
 def _read(folder: Path, subset: str) -> Listing:
-    open_folder(SOURCE, folder)
+    check_folder(SOURCE, folder)
     splits = first_folder(
         SOURCE, folder, ["mtg-jamendo-dataset/data/splits/split-0", "data/splits/split-0"]
     )

@@ -13,10 +13,10 @@ from etude.probes.datasets.reading import (
     Listing,
     Recording,
     Source,
+    check_folder,
     first_file,
     first_folder,
     listing,
-    open_folder,
     read_table,
 )
 from etude.probes.splits import Split
@@ -36,7 +36,7 @@ _ALL_TAGS_BUT = ("clip_id", "mp3_path")
 
 def read(folder: Path) -> Listing:
     """Clips with their tags; the group is the track that a clip was cut from."""
-    open_folder(SOURCE, folder)
+    check_folder(SOURCE, folder)
     path = first_file(SOURCE, folder, ["annotations_final.csv"])
     audio = folder / "mp3"
     if not audio.is_dir():

@@ -12,9 +12,9 @@ from etude.probes.datasets.reading import (
     Listing,
     Recording,
     Source,
+    check_folder,
     class_index,
     listing,
-    open_folder,
     read_text,
     wrong,
 )
@@ -56,7 +56,7 @@ def read_pitch(folder: Path) -> Listing:
 
 
 def _read(folder: Path, key: str, names: tuple[str, ...]) -> Listing:
-    open_folder(SOURCE, folder)
+    check_folder(SOURCE, folder)
     recordings = []
     for split in SPLITS:
         part = folder / f"nsynth-{split}"

@@ -80,17 +80,13 @@ def wrong(source: Source, folder: Path, problem: str) -> DataError:
     )
 
 
-def open_folder(source: Source, folder: Path) -> Path:
-    """The folder itself.
-
-    :raises InputError: if there is none.
-    """
+def check_folder(source: Source, folder: Path) -> None:
+    """:class:`InputError` where there is no folder."""
     if not folder.is_dir():
         raise InputError(
             f"--data {source.name}={folder}: no such folder. It must hold {source.layout}. "
             f"The data set: {source.page}; see docs/datasets.md."
         )
-    return folder
 
 
 def first_folder(source: Source, folder: Path, choices: Iterable[str]) -> Path:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from etude.data.errors import InputError
 from etude.probes.datasets.catalogue import DATASET_NAMES, DATASET_TASKS
-from etude.probes.datasets.reading import open_folder
+from etude.probes.datasets.reading import check_folder
 
 
 def parse_folders(texts: Sequence[str]) -> dict[str, Path]:
@@ -53,5 +53,5 @@ def by_dataset(tasks: Sequence[str], folders: Mapping[str, Path]) -> dict[str, l
             could = ", ".join(tasks_of({dataset: folder}))
             raise InputError(f"--data {dataset} is given, but --tasks names none of {could}.")
     for dataset, names in asked.items():
-        open_folder(DATASET_TASKS[names[0]].source, folders[dataset])
+        check_folder(DATASET_TASKS[names[0]].source, folders[dataset])
     return asked

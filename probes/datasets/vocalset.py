@@ -12,9 +12,9 @@ from etude.probes.datasets.reading import (
     Listing,
     Recording,
     Source,
+    check_folder,
     class_index,
     listing,
-    open_folder,
     read_lines,
     wrong,
 )
@@ -56,7 +56,7 @@ def read_singer(folder: Path) -> Listing:
 
 
 def _read(folder: Path, task: str, names: tuple[str, ...]) -> Listing:
-    open_folder(SOURCE, folder)
+    check_folder(SOURCE, folder)
     audio = folder / "audio" if (folder / "audio").is_dir() else folder
     recordings = []
     for split in SPLITS:
