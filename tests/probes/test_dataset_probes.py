@@ -11,10 +11,8 @@ import local_copies as copies
 import numpy as np
 import pytest
 import torch
+from probed_encoder import save_probed_encoder
 
-from etude.models.config import EncoderConfig
-from etude.models.encoder import Encoder
-from etude.models.weights import save_encoder
 from etude.probes.datasets.gtzan import GENRES
 from etude.probes.datasets.run import probe_datasets
 from etude.probes.heads import HeadOptions
@@ -24,21 +22,7 @@ SCRIPT = Path(__file__).parents[2] / "launch" / "probe.py"
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("encoder") / "model"
-    folder.mkdir()
-    config = EncoderConfig(
-        sample_rate=16_000,
-        conv_dims=(16,) * 7,
-        layers=1,
-        dim=32,
-        ffn_dim=64,
-        heads=2,
-        position_groups=4,
-        norm="pre",
-    )
-    save_encoder(Encoder(config), folder)
-    return folder
+    return save_probed_encoder(tmp_path_factory.mktemp("encoder") / "model", layers=1)
 
 
 def ask(model: Path, data: str, folder: Path, *tasks: str) -> dict[str, Any]:

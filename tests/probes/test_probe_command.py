@@ -8,13 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
+from probed_encoder import save_probed_encoder
 
 from etude.data.errors import InputError
 from etude.launch import probe as command
-from etude.models.config import EncoderConfig
-from etude.models.encoder import Encoder
-from etude.models.weights import save_encoder
 from etude.pretrain.report_probe import read_probe
 from etude.probes.comparison import read_answers
 from etude.probes.corpus import DemoTracks
@@ -35,21 +32,7 @@ def probe(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    folder = tmp_path / "model"
-    folder.mkdir()
-    config = EncoderConfig(
-        sample_rate=16_000,
-        conv_dims=(16,) * 7,
-        layers=2,
-        dim=32,
-        ffn_dim=64,
-        heads=2,
-        position_groups=4,
-        norm="pre",
-    )
-    save_encoder(Encoder(config), folder)
-    return folder
+    return save_probed_encoder(tmp_path / "model", layers=2)
 
 
 def test_a_probe_prints_a_table_and_writes_what_is_documented(
