@@ -52,6 +52,7 @@ class Context(nn.Module):
                 kernel=config.position_kernel,
                 groups=config.position_groups,
                 depth=config.position_depth,
+                impl=config.impl,
             )
         # Before the layers in a post-norm model, after them in a pre-norm one.
         self.norm = StandardLayerNorm(config.dim, bias=True)

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 
 _aten = torch.ops.aten
 
-_PART_BYTES = 1 << 30
+_PART_BYTES = 2 << 30
 _PART_BYTES_CPU = 32 << 20
 """Size of the rows that are made at a time: on a GPU few products, on a CPU little memory."""
 

@@ -36,6 +36,8 @@ from nnAudio.utils import create_cqt_kernels
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from etude.models.smooth import next_smooth
+
 BAND_LOBES = 80.0
 """Frequencies kept on either side of a kernel's own, in units of 1 / its length.
 
@@ -81,7 +83,7 @@ class FourierCqt(nn.Module):
         One half is enough for both ends: what reaches out to the left comes back from the right.
         """
         reach = math.ceil(self.quality * self.sample_rate / self.fmin) // 2 + 1
-        return _next_smooth(-(-(samples + reach) // self.hop_samples))
+        return next_smooth(-(-(samples + reach) // self.hop_samples))
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _add_tables(self, hops: int, device: torch.device) -> None:
@@ -250,15 +252,3 @@ def _turn(turns: npt.NDArray[np.float64] | float) -> npt.NDArray[np.complex128]:
     """``exp(-2 pi i turns)``."""
     turned: npt.NDArray[np.complex128] = np.exp(-2j * np.pi * turns)
     return turned
-
-
-def _next_smooth(number: int) -> int:
-    """Smallest number from ``number`` on that has no prime factor above 7: fast to transform."""
-    while True:
-        rest = number
-        for prime in (2, 3, 5, 7):
-            while rest % prime == 0:
-                rest //= prime
-        if rest == 1:
-            return number
-        number += 1

@@ -3,6 +3,8 @@
 Or by rotation of each layer's queries and keys (Su et al. 2021, arXiv 2104.09864).
 """
 
+from typing import Literal
+
 from torch import Tensor
 
 from etude.models.blocks import (
@@ -12,6 +14,7 @@ from etude.models.blocks import (
     Wav2Vec2PositionEncoder,
     Wav2Vec2StackedPositionEncoder,
 )
+from etude.models.fourier_conv import convolve_by_fourier
 
 MOST_FRAMES = 1 << 15
 """Longest stretch of audio that rotary positions can be of: 7 min at 75 Hz."""
@@ -22,15 +25,22 @@ def build_rotation(head_dim: int) -> RotaryEncoder:
     return RotaryEncoder(head_dim, MOST_FRAMES)
 
 
-def build_positions(dim: int, *, kernel: int, groups: int, depth: int) -> PositionEncoder:
+def build_positions(
+    dim: int, *, kernel: int, groups: int, depth: int, impl: Literal["fast", "plain"]
+) -> PositionEncoder:
     """Returns a module that adds positional features to (B, F, D).
 
     fairseq2's blocks initialise themselves as fairseq does: N(0, sqrt(4 / (kernel * dim))), bias 0,
     for the single convolution, torch's default for the stack.
     """
-    if depth == 1:
-        return Wav2Vec2PositionEncoder(dim, kernel, groups)
-    return Wav2Vec2StackedPositionEncoder(dim, kernel, groups, depth)
+    positions = (
+        Wav2Vec2PositionEncoder(dim, kernel, groups)
+        if depth == 1
+        else Wav2Vec2StackedPositionEncoder(dim, kernel, groups, depth)
+    )
+    if impl == "fast":
+        convolve_by_fourier(positions)
+    return positions
 
 
 def add_positions(

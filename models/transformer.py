@@ -21,6 +21,7 @@ from etude.models.blocks import (
     TorchSDPA,
 )
 from etude.models.feed_forward import feed_forward
+from etude.models.self_attention import self_attention
 
 
 class LayerOutput(NamedTuple):
@@ -37,7 +38,8 @@ class TransformerLayer(nn.Module):
     """Self-attention and feed-forward with residuals, post-norm (BERT) or pre-norm.
 
     :param attention: from :func:`build_attention`.
-    :param impl: ``fast`` keeps less of the feed-forward block for backward than ``plain``.
+    :param impl: ``fast`` keeps less of the feed-forward block for backward than ``plain``, and
+        makes queries, keys and values in one product.
     """
 
     def __init__(
@@ -83,9 +85,12 @@ class TransformerLayer(nn.Module):
     def _attend(
         self, hidden: Tensor, layout: BatchLayout, bias_cache: AttentionBiasCache
     ) -> Tensor:
-        attended: Tensor = self.attention(
-            hidden, layout, keys=hidden, keys_layout=layout, values=hidden, bias_cache=bias_cache
-        )
+        if self.impl == "fast":
+            attended = self_attention(self.attention, hidden, layout, bias_cache)
+        else:
+            attended = self.attention(
+                hidden, layout, hidden, layout, values=hidden, bias_cache=bias_cache
+            )
         dropped: Tensor = self.dropout(attended)
         return dropped
 

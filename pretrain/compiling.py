@@ -15,6 +15,7 @@ from torch._dynamo.callback import CallbackArgs, callback_handler
 from etude.models.context import Context
 from etude.models.frontend import WaveformFrontend
 from etude.pretrain.hooks import Hook
+from etude.pretrain.targets.heads import CosineHead
 
 if TYPE_CHECKING:
     from etude.pretrain.trainer import Trainer
@@ -26,7 +27,7 @@ _MOST_GRAPHS = 8
 
 
 def compile_regions(objective: nn.Module, device: torch.device) -> bool:
-    """Lets the front end and the layers of all transformers compile at their first call.
+    """Lets front ends, layers of transformers and losses of heads compile at their first call.
 
     :returns: whether it can: a machine may lack the C++ compiler or Triton that this needs.
     """
@@ -44,6 +45,8 @@ def compile_regions(objective: nn.Module, device: torch.device) -> bool:
         elif isinstance(module, Context):
             for layer in module.layers:
                 layer.compile()  # type: ignore[no-untyped-call]
+        elif isinstance(module, CosineHead):
+            module.judge = torch.compile(module.judge)
     return True
 
 

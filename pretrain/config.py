@@ -274,6 +274,11 @@ class TrainConfig(Section):
     """Whether front end and layers go through torch.compile, which takes a minute at the start and
     needs a C++ compiler or, on a GPU, Triton; without them training goes on as written."""
 
+    cuda_graph: bool = False
+    """Whether a GPU records a step at the second update and launches it as one from then on: faster
+    where few crops per GPU leave it waiting for the host. Not with ``profile``; no effect on a
+    CPU."""
+
     max_skipped_updates: Natural = 10
     """Most updates with a non-finite gradient among the last ``skip_window`` that are borne."""
 

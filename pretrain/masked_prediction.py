@@ -39,6 +39,10 @@ Mixture = Callable[[Tensor, Tensor], Tensor]
 """(waveform (B, T), sample_ids (B,)) -> mixed waveform."""
 
 
+Compute = Callable[[AudioBatch, Tensor | None], StepOutput]
+"""(batch, keep_layers) -> loss and metrics."""
+
+
 class Guess(NamedTuple):
     """What a target is and what is predicted of it, in the first view."""
 
@@ -101,16 +105,33 @@ class MaskedPrediction(nn.Module):
         self.decoder = decoder
         # The first view's masks are those of a run with one view.
         self._mask_keys = [derive(seed, "mask", *([view] if view else [])) for view in range(views)]
+        self.compute_in_training: Compute = self.compute
+        """``train.cuda_graph`` puts a recorded one here."""
 
     def forward(self, batch: AudioBatch) -> StepOutput:
         """Loss per masked frame, and metrics named ``TARGET/quantity``."""
+        if not self.training:
+            return self.compute(batch, None)
+        output = self.compute_in_training(batch, self._kept_layers(batch))
+        metrics = dict(output.metrics)
+        for name, target in self.targets.items():
+            assert isinstance(target, Target)
+            known = target.metrics(int(batch.update))
+            metrics.update({f"{name}/{key}": value for key, value in known.items()})
+        return StepOutput(output.loss, metrics)
+
+    def compute(self, batch: AudioBatch, keep_layers: Tensor | None) -> StepOutput:
+        """All of :meth:`forward` that is computed on the device, from tensors of the batch alone.
+
+        :param keep_layers: layer drop's decision, bool (layers,).
+        """
         clean = batch.waveform
         mixing = self.mixture is not None and self.training
         heard = self.mixture(clean, batch.sample_ids) if mixing and self.mixture else clean
 
         features: Features = self.encoder.frontend(heard, batch.num_samples)
         mask = self.mask(batch, features.projected.shape[1])
-        predicted_BFD = self._predict(features.projected, mask, self._kept_layers(batch))
+        predicted_BFD = self._predict(features.projected, mask, keep_layers)
         hidden_BMD = rows_at(predicted_BFD, mask.index_BM, mask.masked_counts)
 
         loss = clean.new_zeros(())
@@ -129,9 +150,6 @@ class MaskedPrediction(nn.Module):
                 )
             loss = loss + self.weights[name] * compared.loss
             metrics.update({f"{name}/{key}": value for key, value in compared.metrics.items()})
-            if self.training:
-                known = target.metrics(int(batch.update))
-                metrics.update({f"{name}/{key}": value for key, value in known.items()})
             if self.visible_weight and not target.everywhere:
                 visible_BV = rows_at(target_BF, mask.visible_BV, mask.visible_counts)
                 hidden_BVD = rows_at(predicted_BFD, mask.visible_BV, mask.visible_counts)
@@ -277,7 +295,7 @@ class MaskedPrediction(nn.Module):
         )
 
     def _kept_layers(self, batch: AudioBatch) -> Tensor | None:
-        if not self.training or self.layer_drop == 0.0:
+        if self.layer_drop == 0.0:
             return None
         update = int(batch.update)
         draws = [

@@ -22,6 +22,7 @@ _MAY_DIFFER = (
     "train.max_steps",
     "train.micro_batch",
     "train.compile",
+    "train.cuda_graph",
     "train.hang_seconds",
     "train.max_rollbacks",
     "train.profile",

@@ -17,6 +17,7 @@ from etude.pretrain.hooks import SaveCheckpoints
 from etude.pretrain.inputs import Inputs
 from etude.pretrain.run_folder import RunFolder, cut_lines, drop_folders
 from etude.pretrain.run_state import RunState
+from etude.pretrain.step_graph import graph_steps
 from etude.pretrain.stop import StopRequest
 from etude.pretrain.trainer import Trainer
 from etude.pretrain.watchdog import Watchdog
@@ -33,6 +34,8 @@ def train(
     objective = build_objective(config, inputs)
     if config.train.compile:
         compile_regions(objective, world.device)
+    if config.train.cuda_graph and not config.train.profile:  # which tells a step's parts apart
+        graph_steps(objective, world.device)
     saver = SaveCheckpoints(
         checkpoints,
         objective,

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from .common import Problem, Way
 from .fairseq2_wav2vec2 import fairseq2_wav2vec2
-from .ours import ours, ours_plain
+from .ours import ours, ours_compiled, ours_graphed, ours_plain
 from .published import published
 from .torchaudio_hubert import torchaudio_hubert
 from .transformers_data2vec import transformers_data2vec
@@ -13,6 +13,8 @@ from .transformers_hubert import transformers_compiled, transformers_hubert
 WAYS: dict[str, dict[str, Callable[[Problem], Way]]] = {
     "mert": {
         "ours": ours,
+        "compiled": ours_compiled,
+        "graphed": ours_graphed,
         "plain": ours_plain,
         "A": published,
         "B": transformers_hubert,
@@ -20,7 +22,13 @@ WAYS: dict[str, dict[str, Callable[[Problem], Way]]] = {
         "D": torchaudio_hubert,
         "F": fairseq2_wav2vec2,
     },
-    "music2vec": {"ours": ours, "plain": ours_plain, "E": transformers_data2vec},
+    "music2vec": {
+        "ours": ours,
+        "compiled": ours_compiled,
+        "graphed": ours_graphed,
+        "plain": ours_plain,
+        "E": transformers_data2vec,
+    },
 }
 
 

@@ -6,8 +6,10 @@ from etude.data.batch import AudioBatch
 from etude.models.config import EncoderConfig
 from etude.models.encoder import Encoder
 from etude.models.spectral import ConstantQ
+from etude.pretrain.compiling import compile_regions
 from etude.pretrain.masked_prediction import MaskedPrediction
 from etude.pretrain.schedules import ramp
+from etude.pretrain.step_graph import graph_steps
 from etude.pretrain.targets.base import Target
 from etude.pretrain.targets.codec import CodecTarget
 from etude.pretrain.targets.cqt import CqtTarget
@@ -31,8 +33,20 @@ def ours_plain(problem: Problem) -> Way:
     return _way(problem, "plain")
 
 
-def _way(problem: Problem, impl: str) -> Way:
+def ours_compiled(problem: Problem) -> Way:
+    return _way(problem, "fast", compiled=True)
+
+
+def ours_graphed(problem: Problem) -> Way:
+    return _way(problem, "fast", compiled=True, graphed=True)
+
+
+def _way(problem: Problem, impl: str, *, compiled: bool = False, graphed: bool = False) -> Way:
     objective = build_objective(problem, impl).to(problem.device)
+    if compiled and not compile_regions(objective, torch.device(problem.device)):
+        raise SystemExit("compiled: torch.compile does not work here.")
+    if graphed:
+        graph_steps(objective, torch.device(problem.device))
     batch = AudioBatch(
         problem.waveform(),
         torch.arange(problem.crops, device=problem.device),
@@ -48,7 +62,10 @@ def _way(problem: Problem, impl: str) -> Way:
 
     trained = [p for p in objective.parameters() if p.requires_grad]
     after = None if problem.family == "mert" else lambda: objective.after_step(next(updates))
-    return Way(f"Etude, model.impl: {impl}", stepper(trained, loss, after=after))
+    what = (
+        f"Etude, model.impl: {impl}{', train.compile' * compiled}{', train.cuda_graph' * graphed}"
+    )
+    return Way(what, stepper(trained, loss, after=after))
 
 
 def build_objective(problem: Problem, impl: str) -> MaskedPrediction:

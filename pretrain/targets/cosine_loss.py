@@ -6,6 +6,7 @@ codebook's gradient is formed in the forward pass, while its logits are at hand,
 The idea of making the gradient in the forward pass is Liger Kernel's (Hsu et al. 2024).
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -22,8 +23,36 @@ class CosineLoss(NamedTuple):
     """Share of rows whose most likely class is the label, (K,), detached."""
 
 
+Judge = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor, Tensor]]
+"""A form of :func:`judge`, such as a compiled one."""
+
+
+def judge(
+    cosines_NV: Tensor, label_N1: Tensor, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean loss, accuracy, and the loss's gradient by ``cosines_NV``, which may be overwritten."""
+    logits_NV = cosines_NV.div_(temperature)
+    log_total_N1 = logits_NV.logsumexp(dim=1, keepdim=True)
+    loss = (log_total_N1 - logits_NV.gather(1, label_N1)).mean()
+    accuracy = (logits_NV.argmax(dim=1, keepdim=True) == label_N1).float().mean()
+    # d loss / d logits = (softmax - one hot) / N.
+    if torch.compiler.is_compiling():
+        # All in one pass: a comparison can be part of it, a scatter cannot.
+        classes_V = torch.arange(logits_NV.shape[1], device=logits_NV.device)
+        slope_NV = (logits_NV - log_total_N1).exp() - (classes_V == label_N1).to(logits_NV.dtype)
+    else:
+        slope_NV = logits_NV.sub_(log_total_N1).exp_()
+        slope_NV.scatter_add_(1, label_N1, slope_NV.new_full(label_N1.shape, -1.0))
+    return loss, accuracy, slope_NV.mul_(1.0 / (len(logits_NV) * temperature))
+
+
 def cosine_cross_entropy(
-    projected: Tensor, classes: Tensor, labels: Tensor, *, temperature: float
+    projected: Tensor,
+    classes: Tensor,
+    labels: Tensor,
+    *,
+    temperature: float,
+    judge: Judge = judge,
 ) -> CosineLoss:
     """Cross-entropy of ``projected . classes / temperature`` against ``labels``.
 
@@ -32,7 +61,7 @@ def cosine_cross_entropy(
     :param labels: int64 (N, K).
     """
     loss, accuracy = _CosineCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        projected, classes, labels, temperature
+        projected, classes, labels, temperature, judge
     )
     return CosineLoss(loss, accuracy)
 
@@ -40,23 +69,22 @@ def cosine_cross_entropy(
 class _CosineCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, projected_KND: Tensor, classes_KVD: Tensor, labels_NK: Tensor, temperature: float
+        ctx: Any,
+        projected_KND: Tensor,
+        classes_KVD: Tensor,
+        labels_NK: Tensor,
+        temperature: float,
+        judge: Judge,
     ) -> tuple[Tensor, Tensor]:
-        codebooks, rows, _ = projected_KND.shape
         wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         gradients = [torch.empty_like(t) for t in (projected_KND, classes_KVD)] if wanted else []
         losses, accuracies = [], []
-        for k in range(codebooks):
-            label_N1 = labels_NK[:, k, None]
-            logits_NV = projected_KND[k] @ classes_KVD[k].T / temperature
-            log_total_N1 = logits_NV.logsumexp(dim=1, keepdim=True)
-            losses.append((log_total_N1 - logits_NV.gather(1, label_N1)).mean())
-            accuracies.append((logits_NV.argmax(dim=1, keepdim=True) == label_N1).float().mean())
+        for k in range(len(projected_KND)):
+            cosines_NV = projected_KND[k] @ classes_KVD[k].T
+            loss, accuracy, slope_NV = judge(cosines_NV, labels_NK[:, k, None], temperature)
+            losses.append(loss)
+            accuracies.append(accuracy)
             if wanted:
-                # d loss / d logits = (softmax - one hot) / N.
-                slope_NV = logits_NV.sub_(log_total_N1).exp_()
-                slope_NV.scatter_add_(1, label_N1, slope_NV.new_full(label_N1.shape, -1.0))
-                slope_NV.mul_(1.0 / (rows * temperature))
                 torch.mm(slope_NV, classes_KVD[k], out=gradients[0][k])
                 torch.mm(slope_NV.T, projected_KND[k], out=gradients[1][k])
         ctx.save_for_backward(*gradients)
@@ -65,7 +93,7 @@ class _CosineCrossEntropy(torch.autograd.Function):
         return loss_K, accuracy_K
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         projected_KND, classes_KVD = ctx.saved_tensors
         slope_K11 = upstream[0][:, None, None]
-        return projected_KND * slope_K11, classes_KVD * slope_K11, None, None
+        return projected_KND * slope_K11, classes_KVD * slope_K11, None, None, None

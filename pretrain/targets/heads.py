@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from etude.pretrain.metrics import LabelCounts, Mean, Metric
-from etude.pretrain.targets.cosine_loss import CosineLoss, cosine_cross_entropy
+from etude.pretrain.targets.cosine_loss import CosineLoss, Judge, cosine_cross_entropy, judge
 
 
 class CosineHead(nn.Module):
@@ -22,6 +22,8 @@ class CosineHead(nn.Module):
     ) -> None:
         super().__init__()
         self.temperature = temperature
+        self.judge: Judge = judge
+        """What makes losses of cosines; ``train.compile`` puts a compiled one here."""
         self.projection = nn.Linear(dim, codebooks * final_dim)
         # U[0, 1), as fairseq's `label_embs_concat.uniform_()`.
         self.embedding = nn.Parameter(torch.rand(codebooks, classes, final_dim))
@@ -40,7 +42,9 @@ class CosineHead(nn.Module):
         """
         projected, classes = self._unit_vectors(hidden)
         with torch.autocast(hidden.device.type, enabled=False):
-            return cosine_cross_entropy(projected, classes, labels, temperature=self.temperature)
+            return cosine_cross_entropy(
+                projected, classes, labels, temperature=self.temperature, judge=self.judge
+            )
 
     def _unit_vectors(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         codebooks, _, final_dim = self.embedding.shape

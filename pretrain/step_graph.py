@@ -1,0 +1,207 @@
+"""``train.cuda_graph``: forward and backward recorded once, and launched as one from then on.
+
+A step of this model is some two thousand kernels. With 16 crops, which is what the published runs
+gave a GPU, the host takes longer to launch them than the GPU to run them.
+
+    first step     as written: what is compiled, or made once, is
+    second step    recorded, in two CUDA graphs that share their memory
+    then           inputs are copied to where the graphs read them, and the graphs are launched
+
+Whatever autograd, the engine and the optimizer do with gradients, they do as ever: the graphs are
+one function of all parameters. A batch of another shape, or one with padding, runs as written; so
+does everything where recording fails, which is said once.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from etude.data.batch import AudioBatch
+from etude.pretrain.masked_prediction import MaskedPrediction
+from etude.pretrain.metrics import Metric
+from etude.pretrain.objective import StepOutput
+
+_log = logging.getLogger(__name__)
+
+_WARM_UP = 3
+"""Steps before recording, on another stream, as torch's documentation of CUDA graphs has it."""
+
+
+def graph_steps(objective: MaskedPrediction, device: torch.device) -> None:
+    """Lets training steps of ``objective`` be recorded; nothing changes where there is no GPU."""
+    if device.type == "cuda":
+        objective.compute_in_training = StepGraph(objective)
+
+
+class StepGraph:
+    """``objective.compute`` with its backward, as CUDA graphs."""
+
+    def __init__(self, objective: MaskedPrediction) -> None:
+        self._objective = objective
+        self._called = False
+        self._failed = False
+        self._recording: _Recording | None = None
+
+    @property
+    def recorded(self) -> bool:
+        """Whether steps are launched as one."""
+        return self._recording is not None
+
+    def __call__(self, batch: AudioBatch, keep_layers: Tensor | None) -> StepOutput:
+        """What ``objective.compute`` returns."""
+        given = [batch.waveform, batch.sample_ids, *batch.codes.values()]
+        given += [] if keep_layers is None else [keep_layers]
+        if not self._called or self._failed or batch.num_samples is not None:
+            self._called = True
+            return self._objective.compute(batch, keep_layers)
+        parameters = [p for p in self._objective.parameters() if p.requires_grad]
+        # A loaded checkpoint or an engine may have put parameters elsewhere.
+        places = [tensor.data_ptr() for tensor in (*parameters, *self._objective.buffers())]
+        if self._recording is None or self._recording.places != places:
+            self._recording = self._record(batch, keep_layers, given, parameters, places)
+            if self._recording is None:
+                return self._objective.compute(batch, keep_layers)
+        recording = self._recording
+        if [tensor.shape for tensor in given] != [tensor.shape for tensor in recording.inputs]:
+            return self._objective.compute(batch, keep_layers)
+        for static, tensor in zip(recording.inputs, given, strict=True):
+            static.copy_(tensor)
+        loss, packed = _Replay.apply(recording, *parameters)  # type: ignore[no-untyped-call]
+        return StepOutput(loss, recording.form.unpack(packed))
+
+    def _record(
+        self,
+        batch: AudioBatch,
+        keep_layers: Tensor | None,
+        given: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        places: list[int],
+    ) -> "_Recording | None":
+        inputs = [tensor.clone() for tensor in given]
+        waveform, sample_ids, *rest = inputs
+        codes = dict(zip(batch.codes, rest, strict=False))
+        static = batch._replace(waveform=waveform, sample_ids=sample_ids, codes=codes)
+        kept = None if keep_layers is None else inputs[-1]
+        self._recording = None  # its memory first
+        device = waveform.device.type
+        try:
+            # Casts that autocast keeps would be those of the parameters as they are now.
+            with torch.autocast(
+                device,
+                torch.get_autocast_dtype(device),
+                enabled=torch.is_autocast_enabled(device),
+                cache_enabled=False,
+            ):
+                return _record(
+                    lambda: self._objective.compute(static, kept), inputs, parameters, places
+                )
+        except RuntimeError as error:
+            self._failed = True
+            cause = str(error).strip().partition("\n")[0]
+            _log.warning("train.cuda_graph: going on without, recording failed: %s", cause)
+            return None
+
+
+class _Recording(NamedTuple):
+    """Two graphs and the tensors that they read and write."""
+
+    forward: torch.cuda.CUDAGraph
+    backward: torch.cuda.CUDAGraph
+    inputs: list[Tensor]
+    loss: Tensor
+    packed: Tensor
+    form: "Form"
+    used: list[bool]
+    """Which parameters have a gradient."""
+    gradients: list[Tensor]
+    places: list[int]
+
+
+def _record(
+    compute: Callable[[], StepOutput],
+    inputs: list[Tensor],
+    parameters: Sequence[Tensor],
+    places: list[int],
+) -> _Recording:
+    def gradients_of(loss: Tensor) -> tuple[Tensor | None, ...]:
+        return torch.autograd.grad(loss, parameters, allow_unused=True)
+
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(_WARM_UP):
+            gradients_of(compute().loss)
+    torch.cuda.current_stream().wait_stream(side)
+    forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+    # The thread that pins the next batches goes on meanwhile.
+    with torch.cuda.graph(forward, capture_error_mode="thread_local"):
+        output = compute()
+        form = Form.of(output.metrics)
+        packed = form.pack(output.metrics)
+    mode = {"pool": forward.pool(), "capture_error_mode": "thread_local"}
+    with torch.cuda.graph(backward, **mode):  # type: ignore[arg-type]
+        found = gradients_of(output.loss)
+    used = [gradient is not None for gradient in found]
+    gradients = [gradient for gradient in found if gradient is not None]
+    loss = output.loss.detach()
+    return _Recording(forward, backward, inputs, loss, packed, form, used, gradients, places)
+
+
+class _Replay(torch.autograd.Function):
+    """The graphs as one function of all parameters, which gives what is nobody else's memory."""
+
+    @staticmethod
+    def forward(ctx: Any, recording: _Recording, *parameters: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.recording = recording
+        recording.forward.replay()
+        packed = recording.packed.clone()
+        ctx.mark_non_differentiable(packed)
+        return recording.loss.clone(), packed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        recording: _Recording = ctx.recording
+        recording.backward.replay()
+        scaled = iter(torch._foreach_mul(recording.gradients, by_loss))
+        return (None, *(next(scaled) if used else None for used in recording.used))
+
+
+class Form(NamedTuple):
+    """Which metrics there are, so that all of them travel as one vector."""
+
+    parts: tuple[tuple[str, type[Metric], tuple[Tensor, ...]], ...]
+    """Name, kind, and for each field a tensor of its shape and type, without values."""
+
+    @staticmethod
+    def of(metrics: Mapping[str, Metric]) -> "Form":
+        """The form of these."""
+        return Form(
+            tuple(
+                (name, type(metric), tuple(t.to("meta") for t in _tensors(metric)))
+                for name, metric in metrics.items()
+            )
+        )
+
+    def pack(self, metrics: Mapping[str, Metric]) -> Tensor:
+        """All values, float64 (N,)."""
+        tensors = [t.flatten().double() for name, *_ in self.parts for t in _tensors(metrics[name])]
+        return torch.cat(tensors)
+
+    def unpack(self, packed: Tensor) -> dict[str, Metric]:
+        """The metrics again, in their own types."""
+        sizes = [empty.numel() for *_, fields_ in self.parts for empty in fields_]
+        values = iter(torch.split(packed, sizes))
+        return {
+            name: kind(*(next(values).view(empty.shape).to(empty.dtype) for empty in fields_))
+            for name, kind, fields_ in self.parts
+        }
+
+
+def _tensors(metric: Metric) -> list[Tensor]:
+    return [getattr(metric, field.name) for field in fields(metric)]
