@@ -23,6 +23,7 @@ from etude.data.clip_format import AudioFormat, pcm16_header
 from etude.data.containers.flac import read_streaminfo
 from etude.data.containers.promise import Part, PartFile, Promise
 from etude.data.errors import DataError
+from etude.data.interrupts import raise_lost_interrupt
 from etude.data.tags import skip_id3
 
 Samples = npt.NDArray[np.float32]
@@ -95,6 +96,8 @@ def decode_pcm16(
             rate = int(sound.samplerate)
     except soundfile.LibsndfileError as error:
         raise DataError(f"a clip cannot be decoded: {error}") from error
+    finally:
+        raise_lost_interrupt()  # libsndfile reads through Python, and would not have passed it on
     if len(samples) != wanted:
         raise DataError(f"a clip ends after {len(samples)} of the {wanted} frames asked for.")
     return samples, rate
@@ -108,7 +111,10 @@ def encode(
         header = pcm16_header(len(samples), sample_rate)
         return header + samples.astype("<i2", copy=False).tobytes()
     buffer = io.BytesIO()
-    soundfile.write(buffer, samples, sample_rate, format="FLAC", subtype="PCM_16")
+    try:
+        soundfile.write(buffer, samples, sample_rate, format="FLAC", subtype="PCM_16")
+    finally:
+        raise_lost_interrupt()
     return buffer.getvalue()
 
 

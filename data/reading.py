@@ -14,6 +14,7 @@ import numpy as np
 from etude.data.audio import AudioFile, Samples, Undecodable, open_audio
 from etude.data.containers.headers import read_promise, recognised
 from etude.data.containers.promise import Promise
+from etude.data.interrupts import raise_lost_interrupt
 from etude.data.sources import Source
 
 Reason = Literal[
@@ -76,6 +77,8 @@ def open_checked(
         if error.foreign or not (recognised(head) or error.damaged):
             raise Unusable("not_audio", str(error)) from error
         raise Unusable("corrupt", str(error)) from error
+    finally:
+        raise_lost_interrupt()  # it would pass for a fault of the file
     if audio.declared_frames == 0:
         raise Unusable("empty", "the header says that there is no audio")
     return audio, promise
@@ -111,3 +114,5 @@ def _next_block(blocks: Iterator[Samples], file: BinaryIO, source: Source) -> Sa
             raise Unusable("truncated", f"{error} at the end of the file") from error
         near = f" near byte {file.tell()}" if file.tell() else ""
         raise Unusable("corrupt", f"{error}{near}") from error
+    finally:
+        raise_lost_interrupt()  # of a file whose length nobody knows, the end would just be missing

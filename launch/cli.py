@@ -12,6 +12,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
+from etude.data.interrupts import forget_interrupts, interrupt, raise_lost_interrupt
+
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """What asks a command to stop: Ctrl-C, a launcher or scheduler, Slurm's warning."""
 
@@ -40,17 +42,20 @@ def end_on(*signals: signal.Signals) -> None:
 def interrupt_on(*signals: signal.Signals) -> None:
     """Makes these signals end the command as Ctrl-C does: with a word, and status 75."""
     for number in signals:
-        signal.signal(number, _interrupt)
+        signal.signal(number, interrupt)
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Runs a command's ``main`` and ends the process with its documented exit status."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored
+        interrupt_on(signal.SIGINT)
     try:
-        status: int | None = main() or 0
+        status: int | None = _interruptible(main)
     except KeyboardInterrupt:
         # A second one would kill an interpreter that is ending, and the status would be its own.
         for number in STOPS:
             signal.signal(number, signal.SIG_IGN)
+        forget_interrupts()
         print_error(_INTERRUPTED)
         status = 75
     except Exception as error:  # noqa: BLE001 - re-raised unless it is addressed to the user
@@ -61,6 +66,14 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         if status != 75:
             _wait_for_local_rank_0()
     sys.exit(status)
+
+
+def _interruptible(main: Callable[[], int | None]) -> int:
+    """Whatever came of ``main``, a command that was interrupted does not end as if it were not."""
+    try:
+        return main() or 0
+    finally:
+        raise_lost_interrupt()  # dropped at the last moment, or turned into another error
 
 
 def _wait_for_local_rank_0() -> None:
@@ -75,7 +88,3 @@ def _end(number: int, frame: FrameType | None) -> None:
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:
         os.write(2, f"error: {_INTERRUPTED}\n".encode())  # stderr itself may be in use
     os._exit(75)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

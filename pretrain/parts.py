@@ -10,6 +10,8 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import wraps
 from typing import Any
 
+from torch import nn
+
 from etude.pretrain.masked_prediction import MaskedPrediction
 
 FRONT_END, POSITIONS, TRANSFORMER = "front end", "positions", "transformer"
@@ -28,18 +30,18 @@ def watched(objective: MaskedPrediction, enter: Enter) -> Iterator[None]:
     """Enters ``enter(part)`` around every call of a part of ``objective`` that is made inside."""
     encoder = objective.encoder
     calls: list[tuple[Any, str, str]] = [
-        (encoder.frontend, "forward", FRONT_END),
+        (encoder.frontend, _call_of(encoder.frontend), FRONT_END),
         (encoder, "context", TRANSFORMER),
         (objective, "after_step", TARGETS),
     ]
     if encoder.positions is not None:
         # And the stack's, where padding is masked between them.
         stacked = getattr(encoder.positions, "layers", ())
-        calls += [(each, "forward", POSITIONS) for each in (encoder.positions, *stacked)]
+        calls += [(each, _call_of(each), POSITIONS) for each in (encoder.positions, *stacked)]
     for target in objective.targets.values():
         calls += [(target, "compute", TARGETS), (target, "loss", HEADS)]
     if objective.decoder is not None:
-        calls.append((objective.decoder, "forward", HEADS))
+        calls.append((objective.decoder, _call_of(objective.decoder), HEADS))
     with ExitStack() as stack:
         for owner, name, part in calls:
             stack.enter_context(watched_call(owner, name, part, enter))
@@ -50,6 +52,7 @@ def watched(objective: MaskedPrediction, enter: Enter) -> Iterator[None]:
 def watched_call(owner: Any, name: str, part: str, enter: Enter) -> Iterator[None]:
     """The same for one method: while inside, ``owner`` has one of its own before its class's."""
     method = getattr(owner, name)
+    own = vars(owner).get(name)
 
     @wraps(method)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -60,4 +63,15 @@ def watched_call(owner: Any, name: str, part: str, enter: Enter) -> Iterator[Non
     try:
         yield
     finally:
-        delattr(owner, name)
+        if own is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, own)
+
+
+def _call_of(module: nn.Module) -> str:
+    """What a call of a module goes through; once it is compiled, that is no longer ``forward``.
+
+    A compiler that met another ``forward`` would compile it, and leave out the context.
+    """
+    return "forward" if module._compiled_call_impl is None else "_compiled_call_impl"

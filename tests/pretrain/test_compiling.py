@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from campaigns.tiny_runs import make_corpus, write_recipe
-from engine_parts import lines, run
+from engine_parts import DDP, Training, lines, run
+from torch._dynamo.utils import counters
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from etude.pretrain.breakdown import PREFIX, UPDATE, break_down
+from etude.pretrain.compiling import compile_regions
+from etude.pretrain.parts import OTHER, watched, watched_call
 
 pytestmark = pytest.mark.usefixtures("process_group")
 
@@ -57,3 +63,34 @@ def test_without_a_compiler_a_run_trains_as_written_and_says_why(
     run(recipe, tmp_path / "written", *FEW)
     fallen, written = (lines(tmp_path / name) for name in ("fallen back", "written"))
     assert [line["loss"] for line in fallen] == [line["loss"] for line in written]
+
+
+@NEEDS_COMPILER
+def test_a_compiled_update_that_is_watched_is_not_compiled_again_and_its_parts_have_their_time(
+    recipe: Path,
+) -> None:
+    def enter(part: str) -> record_function:
+        return record_function(f"{PREFIX}{part}")
+
+    training = Training(recipe, *DDP)
+    assert compile_regions(training.objective, torch.device("cpu"))
+    compiled = {module: module._compiled_call_impl for module in training.objective.modules()}
+    training.train(range(2))
+    graphs = counters["stats"]["unique_graphs"]
+    with (
+        profile(activities=[ProfilerActivity.CPU]) as recording,
+        watched(training.objective, enter),
+        watched_call(training.engine, "update", "optimizer", enter),
+        record_function(UPDATE),
+    ):
+        training.train(range(2, 4))
+    assert counters["stats"]["unique_graphs"] == graphs > 0
+    assert {module: module._compiled_call_impl for module in compiled} == compiled
+    found = break_down(recording.events())  # type: ignore[no-untyped-call]
+    spent = found.parts["front end"]
+    assert spent.forward > 0.0 and spent.backward > 0.0
+    assert "CompiledFunctionBackward" in found.nodes["front end"]
+    assert "CompiledFunctionBackward" in found.nodes["transformer"]
+    assert "CompiledFunctionBackward" not in found.nodes.get(OTHER, set())
+    training.train(range(4, 5))
+    assert counters["stats"]["unique_graphs"] == graphs
