@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from etude.models.first_conv import activated_product, activated_product_grad, fits
+
 _aten = torch.ops.aten
 
 _PART_BYTES = 2 << 30
@@ -60,12 +62,24 @@ class ActivatedConv(torch.autograd.Function):
         ctx.save_for_backward(source, lead_weight, lead_bias, norm_weight, norm_bias, weight)
         ctx.eps, ctx.has_bias, ctx.kernel, ctx.stride = eps, bias is not None, kernel, stride
         ctx.crop_rows = crop_rows
+        # One kernel on a GPU, where nobody asks for the gradient by the waveform.
+        ctx.fused = (
+            lead_weight is not None
+            and lead_bias is None
+            and norm_weight is None
+            and not ctx.needs_input_grad[0]
+            and fits(source, lead_weight)
+        )
         made = []
         for part in _parts_of_batch(source, lead_weight, crop_rows):
-            rows = lead(*part.of(source, lead_weight, lead_bias))
-            normed, _, _ = _layer_norm(rows, norm_weight, norm_bias, eps)
-            frames = conv(F.gelu(normed), weight, bias, kernel=kernel, stride=stride)
-            straddling = 0 if part.is_last else len(rows) // stride - len(frames)
+            part_source, part_weight, part_bias = part.of(source, lead_weight, lead_bias)
+            if ctx.fused and part_weight is not None:
+                active = activated_product(part_source, part_weight)
+            else:
+                rows = lead(part_source, part_weight, part_bias)
+                active = F.gelu(_layer_norm(rows, norm_weight, norm_bias, eps)[0])
+            frames = conv(active, weight, bias, kernel=kernel, stride=stride)
+            straddling = 0 if part.is_last else len(active) // stride - len(frames)
             made.append(F.pad(frames, (0, 0, 0, straddling)) if straddling else frames)
         return made[0] if len(made) == 1 else torch.cat(made)
 
@@ -84,17 +98,23 @@ class ActivatedConv(torch.autograd.Function):
         by_lead_bias: list[Tensor] = []
         for part in _parts_of_batch(source, lead_weight, ctx.crop_rows):
             part_source, part_weight, part_bias = part.of(source, lead_weight, lead_bias)
-            rows = lead(part_source, part_weight, part_bias)
-            normed, mean, rstd = _layer_norm(rows, norm_weight, norm_bias, ctx.eps)
-            active = F.gelu(normed)
+            if ctx.fused and part_weight is not None:
+                active = activated_product(part_source, part_weight)
+            else:
+                rows = lead(part_source, part_weight, part_bias)
+                normed, mean, rstd = _layer_norm(rows, norm_weight, norm_bias, ctx.eps)
+                active = F.gelu(normed)
             first = part.rows.start // ctx.stride
-            part_grad = grad[first : first + (len(rows) - ctx.kernel) // ctx.stride + 1]
+            part_grad = grad[first : first + (len(active) - ctx.kernel) // ctx.stride + 1]
             products = {"kernel": ctx.kernel, "stride": ctx.stride}
             by_weight.append(conv_weight_grad(part_grad, active, **products))
             if ctx.has_bias:
                 by_bias.append(part_grad.sum(dim=0))
             grad_rows = conv_input_grad(part_grad, active, weight, **products)
             del active
+            if ctx.fused and part_weight is not None:
+                by_lead_weight.append(activated_product_grad(part_source, part_weight, grad_rows))
+                continue
             grad_rows = _aten.gelu_backward(grad_rows, normed)
             if norm_weight is not None:
                 grad_rows, *by_norm = _aten.native_layer_norm_backward(

@@ -102,9 +102,16 @@ class StepGraph:
                 )
         except RuntimeError as error:
             self._failed = True
-            cause = str(error).strip().partition("\n")[0]
+            cause = _root_cause(error)
             _log.warning("train.cuda_graph: going on without, recording failed: %s", cause)
             return None
+
+
+def _root_cause(error: BaseException) -> str:
+    """The first error's first line: that of ending the recording says only that there was one."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return str(error).strip().partition("\n")[0]
 
 
 class _Recording(NamedTuple):
@@ -135,7 +142,10 @@ def _record(
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(_WARM_UP):
-            gradients_of(compute().loss)
+            output = compute()
+            Form.of(output.metrics).pack(output.metrics)  # its kernels too are loaded before
+            gradients_of(output.loss)
+            del output
     torch.cuda.current_stream().wait_stream(side)
     forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
     # The thread that pins the next batches goes on meanwhile.

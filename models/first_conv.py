@@ -1,0 +1,139 @@
+"""The first convolution with its GELU as one Triton kernel, the gradient of its filters as another.
+
+    rows[r, c] = sum_k patches[r, k] weight[k, c]      active = gelu(rows)
+
+The rows of the first layer are the largest tensor of a training step: 24.6 MB of each crop in
+bfloat16. Here nobody writes them: a block of them is made of 16 numbers a row, where it is needed.
+The gradient by the filters is summed up in the same pass that makes the gradient by the rows, which
+nobody writes either. Products are of bfloat16 or float16, all else is float32.
+
+Letters: B crops, R rows of a crop, K taps, C channels.
+"""
+
+import torch
+from torch import Tensor
+
+try:  # comes with torch's builds for GPUs alone
+    import triton  # type: ignore[import-untyped,unused-ignore]
+    import triton.language as tl  # type: ignore[import-untyped]
+except ImportError:
+    triton = None
+
+_ROWS, _CHANNELS = 64, 128
+"""Of a block; a block of float32 then takes 64 registers of each of 128 threads."""
+
+_PARTS = 16
+"""Programs that share the rows of a crop in backward, each with a sum of its own."""
+
+
+def fits(patches: Tensor, weight: Tensor) -> bool:
+    """Whether the kernels take these: on a GPU, in half precision, with whole blocks."""
+    taps, channels = weight.shape[-2:]
+    return (
+        triton is not None
+        and patches.device.type == "cuda"
+        and not torch.compiler.is_compiling()
+        and patches.dtype == weight.dtype
+        and patches.dtype in (torch.bfloat16, torch.float16)
+        and taps in (16, 32)
+        and channels % _CHANNELS == 0
+    )
+
+
+def activated_product(patches: Tensor, weight: Tensor) -> Tensor:
+    """``gelu(patches @ weight)`` as rows (B R, C) of patches (B, R, K) and weight (B, K, C)."""
+    patches, weight = patches.contiguous(), weight.contiguous()
+    crops, rows, taps = patches.shape
+    channels = weight.shape[2]
+    out = patches.new_empty(crops * rows, channels)
+    grid = (triton.cdiv(rows, _ROWS), crops)
+    _activate[grid](patches, weight, out, rows, channels, taps, _ROWS, _CHANNELS)
+    return out
+
+
+def activated_product_grad(patches: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
+    """Gradient of ``weight``, (B, K, C), from that of the activated rows (B R, C)."""
+    patches, weight, grad = patches.contiguous(), weight.contiguous(), grad.contiguous()
+    crops, rows, taps = patches.shape
+    channels = weight.shape[2]
+    parts = patches.new_empty(crops, _PARTS, taps, channels, dtype=torch.float32)
+    each = triton.cdiv(triton.cdiv(rows, _PARTS), _ROWS) * _ROWS
+    grid = (_PARTS, channels // _CHANNELS, crops)
+    _filter_grad[grid](patches, weight, grad, parts, rows, each, channels, taps, _ROWS, _CHANNELS)
+    return parts.sum(dim=1).to(weight.dtype)
+
+
+if triton is not None:
+
+    @triton.jit
+    def _normal(x):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+        """exp(-x^2 / 2) and the share of a normal distribution below x, to 1e-7.
+
+        Abramowitz and Stegun, "Handbook of Mathematical Functions" (1964), 7.1.26: a third of the
+        instructions of ``erf``, which would take longer than writing the result.
+        """
+        bell = tl.exp(-0.5 * x * x)
+        t = 1.0 / (1.0 + 0.3275911 * 0.7071067811865476 * tl.abs(x))
+        series = 1.061405429 * t - 1.453152027
+        series = series * t + 1.421413741
+        series = series * t - 0.284496736
+        series = series * t + 0.254829592
+        tail = 0.5 * series * t * bell
+        return bell, tl.where(x < 0, tail, 1.0 - tail)
+
+    @triton.jit  # type: ignore[untyped-decorator]
+    def _activate(  # type: ignore[no-untyped-def]  # noqa: ANN202
+        patches,  # noqa: ANN001
+        weight,  # noqa: ANN001
+        out,  # noqa: ANN001
+        rows,  # noqa: ANN001
+        channels: tl.constexpr,
+        TAPS: tl.constexpr,  # noqa: N803
+        ROWS: tl.constexpr,  # noqa: N803
+        CHANNELS: tl.constexpr,  # noqa: N803
+    ):
+        crop = tl.program_id(1).to(tl.int64)
+        row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+        tap = tl.arange(0, TAPS)
+        inside = (row < rows)[:, None]
+        place = crop * rows + row
+        patch = tl.load(patches + place[:, None] * TAPS + tap[None, :], mask=inside, other=0.0)
+        for first in range(0, channels, CHANNELS):
+            channel = first + tl.arange(0, CHANNELS)
+            at = (crop * TAPS + tap[:, None]) * channels + channel[None, :]
+            x = tl.dot(patch, tl.load(weight + at))
+            _, below = _normal(x)
+            to = out + place[:, None] * channels + channel[None, :]
+            tl.store(to, (x * below).to(out.dtype.element_ty), mask=inside)
+
+    @triton.jit  # type: ignore[untyped-decorator]
+    def _filter_grad(  # type: ignore[no-untyped-def]  # noqa: ANN202
+        patches,  # noqa: ANN001
+        weight,  # noqa: ANN001
+        grad,  # noqa: ANN001
+        parts,  # noqa: ANN001
+        rows,  # noqa: ANN001
+        each: tl.constexpr,
+        channels: tl.constexpr,
+        TAPS: tl.constexpr,  # noqa: N803
+        ROWS: tl.constexpr,  # noqa: N803
+        CHANNELS: tl.constexpr,  # noqa: N803
+    ):
+        part, crop = tl.program_id(0), tl.program_id(2).to(tl.int64)
+        tap = tl.arange(0, TAPS)
+        channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+        at = tap[:, None] * channels + channel[None, :]
+        factor = tl.load(weight + crop * TAPS * channels + at)
+        total = tl.zeros((TAPS, CHANNELS), dtype=tl.float32)
+        for first in range(0, each, ROWS):
+            row = part * each + first + tl.arange(0, ROWS)
+            inside = (row < rows)[:, None]
+            place = crop * rows + row
+            patch = tl.load(patches + place[:, None] * TAPS + tap[None, :], mask=inside, other=0.0)
+            given = tl.load(grad + place[:, None] * channels + channel[None, :], inside, other=0.0)
+            x = tl.dot(patch, factor)
+            bell, below = _normal(x)
+            slope = below + 0.3989422804014327 * x * bell
+            by_row = (given.to(tl.float32) * slope).to(patches.dtype.element_ty)
+            total = tl.dot(tl.trans(patch), by_row, total)
+        tl.store(parts + (crop * tl.num_programs(0) + part) * TAPS * channels + at, total)
