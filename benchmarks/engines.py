@@ -31,7 +31,7 @@ from etude.pretrain.config import Config
 from etude.pretrain.config_file import load_config
 from etude.pretrain.deepspeed_settings import deepspeed_settings
 from etude.pretrain.distributed import World
-from etude.pretrain.engine import Engine
+from etude.pretrain.engine import Engine, move
 from etude.pretrain.engine_ddp import DdpEngine
 from etude.pretrain.engine_deepspeed import DeepSpeedEngine
 
@@ -108,7 +108,7 @@ def bare(problem: Problem) -> Callable[[AudioBatch], None]:
 
     def update(batch: AudioBatch) -> None:
         with problem.autocast():
-            loss = objective(batch).loss
+            loss = objective(move(batch, torch.device(problem.device))).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

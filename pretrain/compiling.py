@@ -6,7 +6,7 @@ for one of them, and no graph spans what DeepSpeed or DDP do between them.
 
 import logging
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +40,7 @@ def compile_regions(objective: nn.Module, device: torch.device) -> bool:
     # A region that cannot be compiled runs as written, with torch's own word about it.
     torch._dynamo.config.suppress_errors = True
     for module in objective.modules():
-        if isinstance(module, WaveformFrontend) and not _is_quick_as_written(module, device):
+        if isinstance(module, WaveformFrontend):
             module.compile()  # type: ignore[no-untyped-call]
         elif isinstance(module, Context):
             for layer in module.layers:
@@ -48,16 +48,6 @@ def compile_regions(objective: nn.Module, device: torch.device) -> bool:
         elif isinstance(module, CosineHead):
             module.judge = torch.compile(module.judge)
     return True
-
-
-def _is_quick_as_written(frontend: WaveformFrontend, device: torch.device) -> bool:
-    """Without norms between its convolutions there is little to fuse, and on a GPU a kernel for it.
-
-    Compiled, products that add to what others made would go through copies.
-    """
-    layers: list[Any] = list(frontend.conv.layers)
-    normed = any(layer.layer_norm is not None for layer in layers)
-    return device.type == "cuda" and frontend.impl == "fast" and not normed
 
 
 class ReportCompiling(Hook):

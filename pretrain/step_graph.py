@@ -13,12 +13,13 @@ does everything where recording fails, which is said once.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from etude.data.batch import AudioBatch
@@ -63,7 +64,7 @@ class StepGraph:
         # A loaded checkpoint or an engine may have put parameters elsewhere.
         places = [tensor.data_ptr() for tensor in (*parameters, *self._objective.buffers())]
         if self._recording is None or self._recording.places != places:
-            self._recording = self._record(batch, keep_layers, given, parameters, places)
+            self._recording = self._record(batch, keep_layers, given, places)
             if self._recording is None:
                 return self._objective.compute(batch, keep_layers)
         recording = self._recording
@@ -79,7 +80,6 @@ class StepGraph:
         batch: AudioBatch,
         keep_layers: Tensor | None,
         given: Sequence[Tensor],
-        parameters: Sequence[Tensor],
         places: list[int],
     ) -> "_Recording | None":
         inputs = [tensor.clone() for tensor in given]
@@ -91,14 +91,15 @@ class StepGraph:
         device = waveform.device.type
         try:
             # Casts that autocast keeps would be those of the parameters as they are now.
-            with torch.autocast(
+            casts = torch.autocast(
                 device,
                 torch.get_autocast_dtype(device),
                 enabled=torch.is_autocast_enabled(device),
                 cache_enabled=False,
-            ):
+            )
+            with casts, aliased(self._objective) as aliases:
                 return _record(
-                    lambda: self._objective.compute(static, kept), inputs, parameters, places
+                    lambda: self._objective.compute(static, kept), inputs, aliases, places
                 )
         except RuntimeError as error:
             self._failed = True
@@ -112,6 +113,30 @@ def _root_cause(error: BaseException) -> str:
     while error.__context__ is not None:
         error = error.__context__
     return str(error).strip().partition("\n")[0]
+
+
+@contextmanager
+def aliased(module: nn.Module) -> Iterator[list[Tensor]]:
+    """Puts new leaves in the place of trained parameters, in their order, of the same memory.
+
+    The node that adds up a parameter's gradient belongs to the stream on which it was made, and an
+    engine's hooks keep it: backward on another stream would make that one wait, which it cannot
+    while this one is recorded.
+    """
+    owners = [
+        (owner, name, parameter)
+        for owner in module.modules()
+        for name, parameter in owner._parameters.items()
+        if parameter is not None and parameter.requires_grad
+    ]
+    aliases = {parameter: nn.Parameter(parameter.detach()) for _, _, parameter in owners}
+    try:
+        for owner, name, parameter in owners:
+            owner._parameters[name] = aliases[parameter]
+        yield list(aliases.values())
+    finally:
+        for owner, name, parameter in owners:
+            owner._parameters[name] = parameter
 
 
 class _Recording(NamedTuple):

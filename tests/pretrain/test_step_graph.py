@@ -2,23 +2,16 @@
 
 import pytest
 import torch
-from test_host_syncs import batch
-from test_host_syncs import objective as objective_with
+from test_host_syncs import batch, objective
 from torch import Tensor
 
 from etude.pretrain.engine import move
 from etude.pretrain.masked_prediction import MaskedPrediction
 from etude.pretrain.metrics import Deviation, LabelCounts, Mean, Metric, Spread
 from etude.pretrain.objective import StepOutput
-from etude.pretrain.step_graph import Form, StepGraph, graph_steps
+from etude.pretrain.step_graph import Form, StepGraph, aliased, graph_steps
 
 ON_A_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-
-NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "projection_dropout": 0.0}
-
-
-def objective(kind: str) -> MaskedPrediction:
-    return objective_with(kind, **NO_DROPOUT)
 
 
 def test_metrics_travel_as_one_vector_and_come_back_as_they_were() -> None:
@@ -44,6 +37,19 @@ def test_on_a_cpu_nothing_changes() -> None:
     made = objective("mert")
     graph_steps(made, torch.device("cpu"))
     assert made.compute_in_training == made.compute
+
+
+def test_recording_goes_through_leaves_of_its_own_in_the_same_memory() -> None:
+    made, heard = objective("mert"), batch()
+    own = [p for p in made.parameters() if p.requires_grad]
+    wanted = torch.autograd.grad(made.compute(heard, None).loss, own)
+    with aliased(made) as aliases:
+        found = torch.autograd.grad(made.compute(heard, None).loss, aliases)
+    assert [alias.data_ptr() for alias in aliases] == [p.data_ptr() for p in own]
+    assert all(alias is not p for alias, p in zip(aliases, own, strict=True))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, wanted, strict=True))
+    after = [p for p in made.parameters() if p.requires_grad]
+    assert all(one is other for one, other in zip(own, after, strict=True))
 
 
 def test_what_cannot_be_recorded_runs_as_written_and_that_is_said(
@@ -131,7 +137,7 @@ def test_parameters_that_an_optimizer_changed_are_those_of_the_next_step() -> No
 @ON_A_GPU
 def test_dropout_follows_the_seed_of_each_step() -> None:
     device = torch.device("cuda")
-    made, heard = objective_with("mert", dropout=0.3).to(device), move(batch(), device)
+    made, heard = objective("music2vec", dropout=0.3).to(device), move(batch(), device)
     graph_steps(made, device)
     for _ in range(2):
         made(heard)
