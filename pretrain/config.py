@@ -271,8 +271,9 @@ class TrainConfig(Section):
     """What drives the optimizer: DeepSpeed, or plain torch DistributedDataParallel."""
 
     compile: bool = False
-    """Whether front end and layers go through torch.compile, which takes a minute at the start and
-    needs a C++ compiler or, on a GPU, Triton; without them training goes on as written."""
+    """Whether front end and layers go through torch.compile, which takes half a minute at the start
+    and needs a C++ compiler or, on a GPU, Triton; without them training goes on as written. Worth
+    it on a GPU (docs/performance.md)."""
 
     cuda_graph: bool = False
     """Whether a GPU records a step at the second update and launches it as one from then on: faster

@@ -60,6 +60,10 @@ _CPU_ATTENTION, _CPU_ATTENTION_MAPS = 3.0, 3.0
 """With attention dropout on a CPU: per frame and width in bfloat16, which is cast, and float32 per
 head and pair of frames. A GPU's attention keeps no map."""
 
+_COMPILED = 1.4
+"""What compiled layers keep on a GPU, of what they keep as written: torch.compile chooses. Read off
+peaks on an H200 (docs/planning.md)."""
+
 _LONGEST_PATCH = 32
 """Kernel of a first convolution up to which its output is not kept (``models/conv_stack.py``)."""
 
@@ -69,7 +73,7 @@ _CONV_PASSING = 4.0
 """Values per frame and channel of the largest convolution, while its backward runs; ``fast`` takes
 a few crops at a time."""
 
-_CONV_PART = {"cuda": float(1 << 30), "cpu": float(32 << 20)}
+_CONV_PART = {"cuda": float(2 << 30), "cpu": float(32 << 20)}
 """Bytes of these crops' output, unless one has more (``models/conv_rows.py``)."""
 
 _LAYER_PASSING = 4.0
@@ -175,6 +179,8 @@ def estimate_memory(
             passing = part + (passing / ranks)
     per_crop = _activation_bytes(config, device)
     kept = micro_batch * per_crop.kept
+    if device == "cuda" and config.train.compile:
+        kept *= _COMPILED
     bf16 = config.train.precision == "bf16"
     copies = 2.0 * parameters.products if bf16 else 4.0 * _remade_weights(config.model)
     in_layers = copies + kept + micro_batch * per_crop.in_layers
