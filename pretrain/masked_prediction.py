@@ -105,14 +105,15 @@ class MaskedPrediction(nn.Module):
         self.decoder = decoder
         # The first view's masks are those of a run with one view.
         self._mask_keys = [derive(seed, "mask", *([view] if view else [])) for view in range(views)]
-        self.compute_in_training: Compute = self.compute
-        """``train.cuda_graph`` puts a recorded one here."""
+        self.recorded: Compute | None = None
+        """Takes the place of :meth:`compute` in training, under ``train.cuda_graph``."""
 
     def forward(self, batch: AudioBatch) -> StepOutput:
         """Loss per masked frame, and metrics named ``TARGET/quantity``."""
         if not self.training:
             return self.compute(batch, None)
-        output = self.compute_in_training(batch, self._kept_layers(batch))
+        compute = self.recorded or self.compute
+        output = compute(batch, self._kept_layers(batch))
         metrics = dict(output.metrics)
         for name, target in self.targets.items():
             assert isinstance(target, Target)

@@ -358,13 +358,15 @@ def _is_pooled(target: TargetConfig) -> bool:
 
 def _remade_weights(model: EncoderConfig) -> int:
     """Numbers of weights that a forward makes anew in float32 too: convolutions with their channels
-    laid side by side, and the weight-normed kernel of the positions."""
+    laid side by side, projections laid end to end, the weight-normed kernel of the positions."""
     remade = 0
     if model.impl == "fast" and model.frontend == "waveform":
         channels, kernels = model.conv_dims, model.conv_kernels[1:]
         remade = sum(
             k * i * o for k, i, o in zip(kernels, channels[:-1], channels[1:], strict=True)
         )
+    if model.impl == "fast" and model.layer == "transformer":
+        remade += 3 * model.layers * model.dim**2
     if model.positions == "convolution" and model.position_depth == 1:
         remade += model.position_kernel * model.dim**2 // model.position_groups
     return remade

@@ -36,7 +36,7 @@ _WARM_UP = 3
 def graph_steps(objective: MaskedPrediction, device: torch.device) -> None:
     """Lets training steps of ``objective`` be recorded; nothing changes where there is no GPU."""
     if device.type == "cuda":
-        objective.compute_in_training = StepGraph(objective)
+        objective.recorded = StepGraph(objective)
 
 
 class StepGraph:
@@ -49,7 +49,7 @@ class StepGraph:
         self._recording: _Recording | None = None
 
     @property
-    def recorded(self) -> bool:
+    def has_recorded(self) -> bool:
         """Whether steps are launched as one."""
         return self._recording is not None
 

@@ -36,7 +36,7 @@ def test_metrics_travel_as_one_vector_and_come_back_as_they_were() -> None:
 def test_on_a_cpu_nothing_changes() -> None:
     made = objective("mert")
     graph_steps(made, torch.device("cpu"))
-    assert made.compute_in_training == made.compute
+    assert made.recorded is None
 
 
 def test_recording_goes_through_leaves_of_its_own_in_the_same_memory() -> None:
@@ -60,7 +60,7 @@ def test_what_cannot_be_recorded_runs_as_written_and_that_is_said(
         pytest.skip("a GPU is there")
     made, heard = objective("mert"), batch()
     written = made(heard)
-    made.compute_in_training = StepGraph(made)
+    made.recorded = StepGraph(made)
     for _ in range(3):
         assert torch.equal(made(heard).loss, written.loss)
     assert [r.message for r in caplog.records if "train.cuda_graph" in r.message] != []
@@ -100,8 +100,8 @@ def test_losses_metrics_and_gradients_of_new_crops_are_those_without(kind: str) 
         pairs = zip(gradients(recorded, ours), gradients(written, theirs), strict=True)
         for one, other in pairs:
             torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
-    assert isinstance(recorded.compute_in_training, StepGraph)
-    assert recorded.compute_in_training.recorded
+    assert isinstance(recorded.recorded, StepGraph)
+    assert recorded.recorded.has_recorded
 
 
 @pytest.mark.gpu
