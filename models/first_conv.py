@@ -66,7 +66,7 @@ def activated_product_grad(patches: Tensor, weight: Tensor, grad: Tensor) -> Ten
 if triton is not None:
 
     @triton.jit
-    def _normal(x):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    def _normal(x):  # type: ignore[no-untyped-def]
         """exp(-x^2 / 2) and the share of a normal distribution below x, to 1e-7.
 
         Abramowitz and Stegun, "Handbook of Mathematical Functions" (1964), 7.1.26: a third of the
@@ -82,15 +82,15 @@ if triton is not None:
         return bell, tl.where(x < 0, tail, 1.0 - tail)
 
     @triton.jit  # type: ignore[untyped-decorator]
-    def _activate(  # type: ignore[no-untyped-def]  # noqa: ANN202
-        patches,  # noqa: ANN001
-        weight,  # noqa: ANN001
-        out,  # noqa: ANN001
-        rows,  # noqa: ANN001
+    def _activate(  # type: ignore[no-untyped-def]
+        patches,
+        weight,
+        out,
+        rows,
         channels: tl.constexpr,
-        TAPS: tl.constexpr,  # noqa: N803
-        ROWS: tl.constexpr,  # noqa: N803
-        CHANNELS: tl.constexpr,  # noqa: N803
+        TAPS: tl.constexpr,
+        ROWS: tl.constexpr,
+        CHANNELS: tl.constexpr,
     ):
         crop = tl.program_id(1).to(tl.int64)
         row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -107,17 +107,17 @@ if triton is not None:
             tl.store(to, (x * below).to(out.dtype.element_ty), mask=inside)
 
     @triton.jit  # type: ignore[untyped-decorator]
-    def _filter_grad(  # type: ignore[no-untyped-def]  # noqa: ANN202
-        patches,  # noqa: ANN001
-        weight,  # noqa: ANN001
-        grad,  # noqa: ANN001
-        parts,  # noqa: ANN001
-        rows,  # noqa: ANN001
+    def _filter_grad(  # type: ignore[no-untyped-def]
+        patches,
+        weight,
+        grad,
+        parts,
+        rows,
         each: tl.constexpr,
         channels: tl.constexpr,
-        TAPS: tl.constexpr,  # noqa: N803
-        ROWS: tl.constexpr,  # noqa: N803
-        CHANNELS: tl.constexpr,  # noqa: N803
+        TAPS: tl.constexpr,
+        ROWS: tl.constexpr,
+        CHANNELS: tl.constexpr,
     ):
         part, crop = tl.program_id(0), tl.program_id(2).to(tl.int64)
         tap = tl.arange(0, TAPS)
