@@ -99,7 +99,7 @@ class ActivatedConv(torch.autograd.Function):
         for part in _parts_of_batch(source, lead_weight, ctx.crop_rows):
             part_source, part_weight, part_bias = part.of(source, lead_weight, lead_bias)
             if ctx.fused and part_weight is not None:
-                active = activated_product(part_source, part_weight)
+                rows = active = activated_product(part_source, part_weight)
             else:
                 rows = lead(part_source, part_weight, part_bias)
                 normed, mean, rstd = _layer_norm(rows, norm_weight, norm_bias, ctx.eps)
@@ -110,12 +110,12 @@ class ActivatedConv(torch.autograd.Function):
             by_weight.append(conv_weight_grad(part_grad, active, **products))
             if ctx.has_bias:
                 by_bias.append(part_grad.sum(dim=0))
-            grad_rows = conv_input_grad(part_grad, active, weight, **products)
             del active
+            grad_rows = conv_input_grad(part_grad, rows, weight, **products)
             if ctx.fused and part_weight is not None:
                 by_lead_weight.append(activated_product_grad(part_source, part_weight, grad_rows))
                 continue
-            grad_rows = _aten.gelu_backward(grad_rows, normed)
+            grad_rows = _aten.gelu_backward.grad_input(grad_rows, normed, grad_input=grad_rows)
             if norm_weight is not None:
                 grad_rows, *by_norm = _aten.native_layer_norm_backward(
                     grad_rows.to(norm_weight.dtype),
@@ -248,7 +248,7 @@ def conv_weight_grad(grad: Tensor, rows: Tensor, *, kernel: int, stride: int) ->
 def conv_input_grad(
     grad: Tensor, rows: Tensor, weight: Tensor, *, kernel: int, stride: int
 ) -> Tensor:
-    """Gradient of the rows (N, C) from that of the output (N', C')."""
+    """Gradient of the rows (N, C) from that of the output (N', C'); only their shape counts."""
     if _by_convolution(rows):
         arguments = (None, (1, stride), (0, 0), (1, 1), False, (0, 0), 1, (True, False, False))
         image, _, _ = _aten.convolution_backward(
