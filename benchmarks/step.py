@@ -70,8 +70,14 @@ def main() -> None:
         here, there = context.Pipe()
         process = context.Process(target=serve, args=(name, problem, there), daemon=True)
         process.start()
+        there.close()  # or nobody would hear that the process has ended
         workers[name] = (process, here)
-        print(f"{name}: {here.recv()}", flush=True)
+        try:
+            print(f"{name}: {here.recv()}", flush=True)
+        except EOFError:
+            for running, _ in workers.values():
+                running.terminate()
+            raise SystemExit(f"{name}: ended before its first step, as it says above.") from None
     figures = measure(workers, options.rounds, _WARM_UP_CUDA if device == "cuda" else _WARM_UP)
     report(problem, figures, options.rounds)
 
