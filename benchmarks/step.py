@@ -1,7 +1,7 @@
 """A whole training step beside what a user would run instead: time, memory, and on a GPU MFU.
 
     OMP_NUM_THREADS=1 python benchmarks/step.py [--crops 4] [--rounds 5] [--precision bf16]
-        [--ways ours,A,B,D] [--family mert|music2vec]
+        [--ways ours,A,B,D] [--family mert|music2vec] [--reference PATH]
 
 One run. Every way lives in a process of its own, so that its peak memory is its own (on a CPU:
 beyond what imports took); in each round the ways take one step each in random order, alone on the
@@ -13,8 +13,9 @@ recomputation nor targets count.
 
 The ways are described in ``step_ways/``: ours; A the published MERT step; B what most would write
 with transformers; C the same compiled, without CQT; D torchaudio's HuBERT; E transformers'
-Data2VecAudio with an EMA; F fairseq2's wav2vec 2.0 as it comes. `plain` is ours in the form that
-the fast one is held against, `compiled` is ours under ``train.compile=true``, `graphed` under
+Data2VecAudio with an EMA; F fairseq2's wav2vec 2.0 as it comes; R, where ``--reference`` gives a
+source tree of fairseq, the original's own model and loss. `plain` is ours in the form that the fast
+one is held against, `compiled` is ours under ``train.compile=true``, `graphed` under
 ``train.cuda_graph=true`` as well.
 """
 
@@ -35,6 +36,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from step_ways import WAYS, Problem, build  # noqa: E402
+from step_ways.fairseq_hubert import check_reference, import_reference  # noqa: E402
 from step_ways.flops import train_flops  # noqa: E402
 
 _WARM_UP = 0
@@ -62,18 +64,39 @@ def main() -> None:
         seconds=options.seconds,
         precision=options.precision,
         device=device,
+        reference=options.reference,
     )
-    names = options.ways.split(",") if options.ways else list(WAYS[options.family])
+    names = ways(options)
+    if "R" in names:
+        check_reference(options.reference)
     context = multiprocessing.get_context("spawn")
     workers: dict[str, tuple[Any, Connection]] = {}
     for name in names:
         here, there = context.Pipe()
         process = context.Process(target=serve, args=(name, problem, there), daemon=True)
         process.start()
+        there.close()  # or nobody would hear that the process has ended
         workers[name] = (process, here)
-        print(f"{name}: {here.recv()}", flush=True)
+        try:
+            print(f"{name}: {here.recv()}", flush=True)
+        except EOFError:
+            for running, _ in workers.values():
+                running.terminate()
+            raise SystemExit(f"{name}: ended before its first step, as it says above.") from None
     figures = measure(workers, options.rounds, _WARM_UP_CUDA if device == "cuda" else _WARM_UP)
     report(problem, figures, options.rounds)
+
+
+def ways(options: argparse.Namespace) -> list[str]:
+    """Those asked for; R with a reference alone, and beside A."""
+    known = WAYS[options.family]
+    names = options.ways.split(",") if options.ways else [name for name in known if name != "R"]
+    if options.reference is not None and "R" not in names:
+        names.insert(names.index("A") + 1 if "A" in names else len(names), "R")
+    unknown = set(names) - set(known)
+    if unknown:
+        raise SystemExit(f"{', '.join(sorted(unknown))}: no way of the family {options.family}.")
+    return names
 
 
 def measure(
@@ -101,6 +124,8 @@ def measure(
 def serve(name: str, problem: Problem, connection: Connection) -> None:
     """A way's process: one step whenever it is told to."""
     torch.manual_seed(0)
+    if name == "R":  # else its imports would be part of its peak
+        import_reference(problem.reference)
     imported = resident_gigabytes()
     way = build(name, problem)
     connection.send(way.what)
@@ -185,6 +210,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16")
     parser.add_argument("--ways", help="comma-separated; all by default")
+    parser.add_argument(
+        "--reference", type=Path, help="source tree of fairseq: measures the original, R, as well"
+    )
     return parser.parse_args()
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from .common import Problem, Way
 from .fairseq2_wav2vec2 import fairseq2_wav2vec2
+from .fairseq_hubert import fairseq_hubert
 from .ours import ours, ours_compiled, ours_graphed, ours_plain
 from .published import published
 from .torchaudio_hubert import torchaudio_hubert
@@ -17,6 +18,7 @@ WAYS: dict[str, dict[str, Callable[[Problem], Way]]] = {
         "graphed": ours_graphed,
         "plain": ours_plain,
         "A": published,
+        "R": fairseq_hubert,
         "B": transformers_hubert,
         "C": transformers_compiled,
         "D": torchaudio_hubert,

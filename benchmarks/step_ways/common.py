@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,8 @@ class Problem:
     seconds: float
     precision: str
     device: str
+    reference: Path | None = None
+    """A source tree of fairseq, for R."""
 
     @property
     def sample_rate(self) -> int:
