@@ -89,11 +89,15 @@ def recipe(name: str, *words: str) -> dict[str, Any]:
 
 
 def test_the_shipped_curves_fit_the_shipped_recipes() -> None:
-    curves = {curve.name.removesuffix("-1000_updates"): curve for curve in read_curves(SHIPPED)}
-    assert sorted(curves) == ["quickstart", "quickstart_music2vec", "quickstart_no_cqt"]
-    for curve in curves.values():
-        assert curve.updates[-1] == curve.config["train"]["max_steps"] == 1000
+    shipped = {curve.name: curve for curve in read_curves(SHIPPED)}
+    for name, curve in shipped.items():
+        assert name.endswith(f"-{curve.updates[-1]}_updates")
+        assert curve.updates[-1] == curve.config["train"]["max_steps"]
         assert len(curve.seeds) == 3
+    longer = shipped.pop("quickstart-10000_updates")
+    assert longer.misfit(recipe("quickstart.yaml")) is None
+    curves = {name.removesuffix("-1000_updates"): curve for name, curve in shipped.items()}
+    assert sorted(curves) == ["quickstart", "quickstart_music2vec", "quickstart_no_cqt"]
     quickstart = curves["quickstart"]
     ours = recipe("quickstart.yaml", "data.corpus=mine", "train.global_batch=32")
     assert quickstart.misfit(ours) is None

@@ -13,6 +13,9 @@ import os, signal, sys, time, weakref
 from etude.data.errors import DataError
 from etude.launch.cli import STOPS, interrupt_on, run
 
+# A shell that starts the tests in the background has it ignored, which commands respect.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 def stop():
     os.kill(os.getpid(), signal.SIGTERM)
 
