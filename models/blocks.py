@@ -17,6 +17,7 @@ from fairseq2.models.transformer.sdpa.base import SDPA
 from fairseq2.models.transformer.sdpa.torch import TorchSDPA
 from fairseq2.models.wav2vec2.feature_extractor import Wav2Vec2FeatureExtractor
 from fairseq2.models.wav2vec2.position_encoder import (
+    Wav2Vec2PositionalConv1d,
     Wav2Vec2PositionEncoder,
     Wav2Vec2StackedPositionEncoder,
 )
@@ -36,5 +37,6 @@ __all__ = [
     "TorchSDPA",
     "Wav2Vec2FeatureExtractor",
     "Wav2Vec2PositionEncoder",
+    "Wav2Vec2PositionalConv1d",
     "Wav2Vec2StackedPositionEncoder",
 ]

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from etude.models.blocks import PositionEncoder
+from etude.models.blocks import PositionEncoder, Wav2Vec2PositionalConv1d
 from etude.models.smooth import next_smooth
 
 
@@ -28,8 +28,7 @@ def convolve_by_fourier(positions: PositionEncoder) -> None:
     """
     for module in positions.modules():
         if isinstance(module, nn.Conv1d):
-            kind = type(module)
-            module.__class__ = type(kind.__name__, (_OnGpus, kind), {})
+            module.__class__ = _KINDS[type(module)]
 
 
 class _OnGpus(nn.Conv1d):
@@ -46,10 +45,21 @@ class _OnGpus(nn.Conv1d):
         return fourier_conv(input, weight, bias, groups=self.groups, padding=sides)
 
 
+class _PositionalOnGpus(_OnGpus, Wav2Vec2PositionalConv1d):  # type: ignore[misc]
+    """fairseq2 calls its class final; an instance is made one of these after it is built."""
+
+
+# Made here, not at need: a module is pickled by its class's name.
+_KINDS: dict[type[nn.Conv1d], type[nn.Conv1d]] = {
+    nn.Conv1d: _OnGpus,
+    Wav2Vec2PositionalConv1d: _PositionalOnGpus,
+}
+
+
 def fourier_conv(
     x: Tensor, weight: Tensor, bias: Tensor | None, *, groups: int, padding: tuple[int, int]
 ) -> Tensor:
-    """``conv1d`` with stride 1, in the type that autocast has for it.
+    """``conv1d`` with stride 1, in the type that it would have, under autocast or not.
 
     :param x: (B, G * C, T).
     :param weight: (G * O, C, K).
@@ -59,7 +69,9 @@ def fourier_conv(
     if bias is not None:
         made = made + bias[:, None]
     device = x.device.type
-    return made.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else made
+    # Autocast leaves float64 as it is.
+    casts = torch.is_autocast_enabled(device) and x.dtype != torch.float64
+    return made.to(torch.get_autocast_dtype(device) if casts else x.dtype)
 
 
 class _FourierConv(torch.autograd.Function):

@@ -1,7 +1,8 @@
 """Memory of a run by arithmetic, before anything is built: what ``train.micro_batch: auto`` asks.
 
     weights        4 bytes per parameter; under ZeRO 1 and 2 also each rank's own copy of its part
-    gradients      4 bytes; ZeRO 2 keeps each rank's part; DDP has them in its buckets once more
+    gradients      4 bytes; ZeRO 2 keeps each rank's part; DDP has them in its buckets once more,
+                   a step that is recorded as a CUDA graph in its own
     optimizer      AdamW's two moments, 8 bytes; ZeRO 1 and 2 keep each rank's part
     teacher        4 bytes per parameter that is not trained
     copies         under autocast 2 bytes per weight of a product, kept until backward is over
@@ -177,6 +178,8 @@ def estimate_memory(
             weights, moments = whole + part, 2 * part
             gradients = (whole if stage == 1 else part) + min(bucket, whole)
             passing = part + (passing / ranks)
+    if device == "cuda" and config.train.cuda_graph and not config.train.profile:
+        gradients += whole  # the graphs write theirs where nobody else may
     per_crop = _activation_bytes(config, device)
     kept = micro_batch * per_crop.kept
     if device == "cuda" and config.train.compile:

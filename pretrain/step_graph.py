@@ -16,6 +16,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from etude.data.batch import AudioBatch
-from etude.pretrain.masked_prediction import MaskedPrediction
+from etude.pretrain.masked_prediction import Compute, MaskedPrediction
 from etude.pretrain.metrics import Metric
 from etude.pretrain.objective import StepOutput
 
@@ -88,19 +89,10 @@ class StepGraph:
         static = batch._replace(waveform=waveform, sample_ids=sample_ids, codes=codes)
         kept = None if keep_layers is None else inputs[-1]
         self._recording = None  # its memory first
-        device = waveform.device.type
+        compute = partial(afresh, self._objective.compute, static, kept)
         try:
-            # Casts that autocast keeps would be those of the parameters as they are now.
-            casts = torch.autocast(
-                device,
-                torch.get_autocast_dtype(device),
-                enabled=torch.is_autocast_enabled(device),
-                cache_enabled=False,
-            )
-            with casts, aliased(self._objective) as aliases:
-                return _record(
-                    lambda: self._objective.compute(static, kept), inputs, aliases, places
-                )
+            with aliased(self._objective) as aliases:
+                return _record(compute, inputs, aliases, places)
         except RuntimeError as error:
             self._failed = True
             cause = _root_cause(error)
@@ -137,6 +129,20 @@ def aliased(module: nn.Module) -> Iterator[list[Tensor]]:
     finally:
         for owner, name, parameter in owners:
             owner._parameters[name] = parameter
+
+
+def afresh(compute: Compute, batch: AudioBatch, keep_layers: Tensor | None) -> StepOutput:
+    """``compute``, with no cast that autocast kept from before, nor any kept for later.
+
+    A cast that was not made again would not be recorded, and would stay that of the parameters as
+    they were. Without autocast's cache there would be none, but what is compiled would be once
+    more: whether there is one belongs to what a compiled graph holds for.
+    """
+    torch.clear_autocast_cache()
+    try:
+        return compute(batch, keep_layers)
+    finally:
+        torch.clear_autocast_cache()
 
 
 class _Recording(NamedTuple):

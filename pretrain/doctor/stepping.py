@@ -93,7 +93,8 @@ def describe_updates(config: Config, inputs: Inputs, told: dict[int, UpdateTime]
     each = max(one.seconds(share.micro_batches) for one in told.values())
     peak = max(one.peak_bytes for one in told.values()) / 1e9
     hours = each * config.train.max_steps / 3600
-    plain = ", without train.compile" if config.train.compile else ""
+    left_out = [key for key in ("compile", "cuda_graph") if getattr(config.train, key)]
+    plain = "".join(f", without train.{key}" for key in left_out)
     found = (
         f"{each:.3g} s per update of {share.global_batch} crops ({share.micro_batches} x "
         f"{share.micro_batch} on each of {share.ranks} ranks, {config.train.engine}{plain}); "

@@ -1,5 +1,6 @@
 """The positional convolution by Fourier transforms is the convolution."""
 
+import pickle
 from typing import Literal
 
 import pytest
@@ -62,6 +63,19 @@ def test_autocast_has_its_type_and_no_rounding_inside() -> None:
     assert exact.dtype == torch.float32 and torch.equal(rounded, exact.bfloat16())
 
 
+@pytest.mark.parametrize("autocast", [False, True], ids=["as it is", "autocast"])
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str
+)
+def test_what_is_made_has_the_type_of_a_convolution(dtype: torch.dtype, autocast: bool) -> None:
+    """A whole model may be half precision, or double, and what follows takes no other."""
+    x, weight = torch.randn(2, DIM, 30, dtype=dtype), torch.randn(DIM, CHANNELS, 8, dtype=dtype)
+    bias = torch.randn(DIM, dtype=dtype)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        made = fourier_conv(x, weight, bias, groups=GROUPS, padding=(4, 4))
+        assert made.dtype == F.conv1d(x, weight, bias, padding=4, groups=GROUPS).dtype
+
+
 @pytest.mark.parametrize("depth", [1, 3])
 def test_both_implementations_have_the_same_parameters_and_agree_on_a_cpu(depth: int) -> None:
     made = {}
@@ -73,6 +87,16 @@ def test_both_implementations_have_the_same_parameters_and_agree_on_a_cpu(depth:
     assert all(torch.equal(fast[name], plain[name]) for name in plain)
     hidden, layout = torch.randn(2, 11, DIM), BatchLayout((2, 11), None)
     assert torch.equal(made["fast"](hidden, layout), made["plain"](hidden, layout))
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_a_pickle_gives_the_same_positions_again(depth: int) -> None:
+    """``torch.save`` of a whole model, or one that goes to another process."""
+    made = build_positions(DIM, kernel=9, groups=GROUPS, depth=depth, impl="fast")
+    back = pickle.loads(pickle.dumps(made))  # noqa: S301 - its own
+    assert [type(module) for module in back.modules()] == [type(m) for m in made.modules()]
+    hidden, layout = torch.randn(2, 11, DIM), BatchLayout((2, 11), None)
+    assert torch.equal(made(hidden, layout), back(hidden, layout))
 
 
 @pytest.mark.gpu

@@ -9,12 +9,14 @@ import pytest
 import torch
 from campaigns.tiny_runs import make_corpus, write_recipe
 from engine_parts import DDP, Training, lines, run
+from test_host_syncs import batch, objective
 from torch._dynamo.utils import counters
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from etude.pretrain.breakdown import PREFIX, UPDATE, break_down
 from etude.pretrain.compiling import compile_regions
 from etude.pretrain.parts import OTHER, watched, watched_call
+from etude.pretrain.step_graph import afresh, aliased
 
 pytestmark = pytest.mark.usefixtures("process_group")
 
@@ -94,3 +96,16 @@ def test_a_compiled_update_that_is_watched_is_not_compiled_again_and_its_parts_h
     assert "CompiledFunctionBackward" not in found.nodes.get(OTHER, set())
     training.train(range(4, 5))
     assert counters["stats"]["unique_graphs"] == graphs
+
+
+@NEEDS_COMPILER
+def test_recording_a_step_as_a_cuda_graph_compiles_nothing_again() -> None:
+    made, heard = objective("mert"), batch()
+    assert compile_regions(made, torch.device("cpu"))
+    with torch.autocast("cpu", torch.bfloat16):
+        made(heard).loss.backward()
+        graphs = counters["stats"]["unique_graphs"]
+        with aliased(made) as aliases:
+            loss = afresh(made.compute, heard, made._kept_layers(heard)).loss
+            torch.autograd.grad(loss, aliases, allow_unused=True)
+    assert counters["stats"]["unique_graphs"] == graphs > 0

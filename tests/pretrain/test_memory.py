@@ -169,6 +169,18 @@ def test_zero_divides_what_it_should() -> None:
     assert of(config, stage=None, ranks=1).gradients == whole
 
 
+def test_a_recorded_step_has_gradients_of_its_own() -> None:
+    plain = load_config(MERT)
+    whole = 4.0 * count_parameters(plain, classes_of(plain)).trained
+    recorded = load_config(MERT, ["train.cuda_graph=true"])
+    for stage in (None, 0, 1, 2):
+        extra = of(recorded, stage=stage).total - of(plain, stage=stage).total
+        assert extra == pytest.approx(whole), stage
+    assert of(recorded, device="cpu") == of(plain, device="cpu")
+    profiled = load_config(MERT, ["train.cuda_graph=true", "train.profile=true"])
+    assert of(profiled) == of(plain)
+
+
 def test_memory_grows_with_the_micro_batch_and_not_on_a_gpu_with_attention_dropout() -> None:
     dropping = load_config(MERT)
     keeping = load_config(MERT, ["model.attention_dropout=0.0"])

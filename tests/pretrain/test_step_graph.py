@@ -9,7 +9,7 @@ from etude.pretrain.engine import move
 from etude.pretrain.masked_prediction import MaskedPrediction
 from etude.pretrain.metrics import Deviation, LabelCounts, Mean, Metric, Spread
 from etude.pretrain.objective import StepOutput
-from etude.pretrain.step_graph import Form, StepGraph, aliased, graph_steps
+from etude.pretrain.step_graph import Form, StepGraph, afresh, aliased, graph_steps
 
 ON_A_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
@@ -50,6 +50,20 @@ def test_recording_goes_through_leaves_of_its_own_in_the_same_memory() -> None:
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, wanted, strict=True))
     after = [p for p in made.parameters() if p.requires_grad]
     assert all(one is other for one, other in zip(own, after, strict=True))
+
+
+def test_a_recorded_step_casts_parameters_as_they_are_by_then() -> None:
+    """Autocast keeps casts until its region ends, and all steps of a recording are in one."""
+    made, heard = objective("mert"), batch()
+    with torch.autocast("cpu", torch.bfloat16), aliased(made):
+        before = afresh(made.compute, heard, None).loss
+        with torch.no_grad():
+            for parameter in made.parameters():
+                parameter.mul_(1.5)
+        after = afresh(made.compute, heard, None).loss
+    with torch.autocast("cpu", torch.bfloat16):
+        wanted = made.compute(heard, None).loss
+    assert torch.equal(after, wanted) and not torch.allclose(before, wanted)
 
 
 def test_what_cannot_be_recorded_runs_as_written_and_that_is_said(
