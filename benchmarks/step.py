@@ -177,7 +177,7 @@ def report(problem: Problem, figures: dict[str, Figures], rounds: int) -> None:
             f"{found.peak_gigabytes:.2f}",
         ]
         if cuda:
-            row.append(f"{train_flops(problem.size) * problem.crops / median / peak:.1%}")
+            row.append(f"{train_flops(problem) * problem.crops / median / peak:.1%}")
         print(f"| {' | '.join(row)} |")
 
 

@@ -31,12 +31,13 @@ def judge(
     cosines_NV: Tensor, label_N1: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mean loss, accuracy, and the loss's gradient by ``cosines_NV``, which may be overwritten."""
-    logits_NV = cosines_NV.div_(temperature)
+    compiling = torch.compiler.is_compiling()  # then nothing is written that nobody reads
+    logits_NV = cosines_NV / temperature if compiling else cosines_NV.div_(temperature)
     log_total_N1 = logits_NV.logsumexp(dim=1, keepdim=True)
     loss = (log_total_N1 - logits_NV.gather(1, label_N1)).mean()
     accuracy = (logits_NV.argmax(dim=1, keepdim=True) == label_N1).float().mean()
     # d loss / d logits = (softmax - one hot) / N.
-    if torch.compiler.is_compiling():
+    if compiling:
         # All in one pass: a comparison can be part of it, a scatter cannot.
         classes_V = torch.arange(logits_NV.shape[1], device=logits_NV.device)
         slope_NV = (logits_NV - log_total_N1).exp() - (classes_V == label_N1).to(logits_NV.dtype)
