@@ -62,7 +62,7 @@ class StepGraph:
             self._called = True
             return self._objective.compute(batch, keep_layers)
         parameters = [p for p in self._objective.parameters() if p.requires_grad]
-        # A loaded checkpoint or an engine may have put parameters elsewhere; a teacher has some too.
+        # A loaded checkpoint or an engine may have put them elsewhere, a teacher's too.
         read = (*self._objective.parameters(), *self._objective.buffers())
         places = [tensor.data_ptr() for tensor in read]
         if self._recording is None or self._recording.places != places:
