@@ -5,7 +5,9 @@
 
 First: bytes that a crop keeps for backward, which is the difference between steps with two and with
 four crops, as saved-tensor hooks count them (each storage once; parameters and casts of them cancel
-out), and peak memory with four crops, beyond what imports took; a process for every number.
+out), and peak memory with four crops, beyond what imports took; a process for every number. On a
+CPU the peak is what was held at once, for blocks from 1 MB on go back to the system as soon as they
+are free, which also costs time; ``--pools`` leaves them to glibc, which keeps most of them.
 
 Second: our step with other batches, CROPSxSECONDS, as ``step.py`` measures ways: one run, randomly
 interleaved, a process each.
@@ -13,6 +15,7 @@ interleaved, a process each.
 
 import argparse
 import multiprocessing
+import os
 import statistics
 import sys
 from dataclasses import replace
@@ -42,15 +45,18 @@ def main() -> None:
     if options.batches:
         compare_batches(problem, options.batches, options.rounds)
     else:
-        compare_ways(problem, options.ways.split(","), options.crops)
+        compare_ways(problem, options.ways.split(","), options.crops, pools=options.pools)
 
 
-def compare_ways(problem: Problem, names: list[str], crops: list[int]) -> None:
+def compare_ways(problem: Problem, names: list[str], crops: list[int], *, pools: bool) -> None:
     few, many = crops
     found = {}
     for name in names:
         kept = [run(count_kept, name, replace(problem, crops=count)) for count in crops]
+        if not pools:
+            os.environ["MALLOC_MMAP_THRESHOLD_"] = str(1 << 20)  # a process reads it as it starts
         _, peak, _ = run(serve, name, problem)
+        os.environ.pop("MALLOC_MMAP_THRESHOLD_", None)
         found[name] = (kept[1] - kept[0]) / (many - few) / 1e6, peak
     ours = next(iter(found.values()))
     print(
@@ -125,6 +131,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--size", choices=["95M", "330M"], default="95M")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16")
     parser.add_argument("--ways", default="ours,plain,A,B")
+    parser.add_argument("--pools", action="store_true", help="peaks with glibc's pools")
     parser.add_argument("--crops", type=int, nargs=2, default=[2, 4])
     parser.add_argument("--batches", nargs="+", metavar="CROPSxSECONDS")
     parser.add_argument("--rounds", type=int, default=3)
