@@ -297,6 +297,11 @@ class TrainConfig(Section):
     """Whether a few updates after the first ones are recorded into ``RUN/profile/``: a trace, and
     the time that each part of an update takes (docs/planning.md)."""
 
+    @property
+    def records_steps(self) -> bool:
+        """Whether a GPU records its steps: a profile tells their parts apart."""
+        return self.cuda_graph and not self.profile
+
 
 class OptimConfig(Section):
     """AdamW (fairseq's ``adam`` is decoupled too, on all parameters) with warm-up and decay."""

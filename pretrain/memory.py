@@ -178,7 +178,7 @@ def estimate_memory(
             weights, moments = whole + part, 2 * part
             gradients = (whole if stage == 1 else part) + min(bucket, whole)
             passing = part + (passing / ranks)
-    if device == "cuda" and config.train.cuda_graph and not config.train.profile:
+    if device == "cuda" and config.train.records_steps:
         gradients += whole  # the graphs write theirs where nobody else may
     per_crop = _activation_bytes(config, device)
     kept = micro_batch * per_crop.kept

@@ -34,7 +34,7 @@ def train(
     objective = build_objective(config, inputs)
     if config.train.compile:
         compile_regions(objective, world.device)
-    if config.train.cuda_graph and not config.train.profile:  # which tells a step's parts apart
+    if config.train.records_steps:
         graph_steps(objective, world.device)
     saver = SaveCheckpoints(
         checkpoints,

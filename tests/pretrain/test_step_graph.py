@@ -5,6 +5,7 @@ import torch
 from test_host_syncs import batch, objective
 from torch import Tensor
 
+from etude.data.batch import AudioBatch
 from etude.pretrain.engine import move
 from etude.pretrain.masked_prediction import MaskedPrediction
 from etude.pretrain.metrics import Deviation, LabelCounts, Mean, Metric, Spread
@@ -87,6 +88,17 @@ def gradients(made: MaskedPrediction, output: StepOutput) -> list[Tensor]:
     return [p.grad for p in made.parameters() if p.grad is not None]
 
 
+def recorded_objective(kind: str, **settings: float) -> tuple[MaskedPrediction, AudioBatch]:
+    """One on the GPU whose steps are launched as one from here on, and a batch for it."""
+    device = torch.device("cuda")
+    made, heard = objective(kind, **settings).to(device), move(batch(), device)
+    graph_steps(made, device)
+    for _ in range(2):
+        made(heard)
+    assert isinstance(made.recorded, StepGraph) and made.recorded.has_recorded
+    return made, heard
+
+
 @pytest.mark.gpu
 @ON_A_GPU
 @pytest.mark.parametrize("kind", ["mert", "music2vec"])
@@ -121,11 +133,7 @@ def test_losses_metrics_and_gradients_of_new_crops_are_those_without(kind: str) 
 @pytest.mark.gpu
 @ON_A_GPU
 def test_gradients_add_up_over_micro_batches() -> None:
-    device = torch.device("cuda")
-    made, heard = objective("mert").to(device), move(batch(), device)
-    graph_steps(made, device)
-    for _ in range(2):
-        made(heard)
+    made, heard = recorded_objective("mert")
     single = [gradient.clone() for gradient in gradients(made, made(heard))]
     (made(heard).loss / 2).backward()
     twice = [p.grad for p in made.parameters() if p.grad is not None]
@@ -136,11 +144,8 @@ def test_gradients_add_up_over_micro_batches() -> None:
 @pytest.mark.gpu
 @ON_A_GPU
 def test_parameters_that_an_optimizer_changed_are_those_of_the_next_step() -> None:
-    device = torch.device("cuda")
-    made, heard = objective("mert").to(device), move(batch(), device)
-    graph_steps(made, device)
-    for _ in range(3):
-        before = made(heard).loss
+    made, heard = recorded_objective("mert")
+    before = made(heard).loss
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.mul_(1.5)
@@ -150,11 +155,7 @@ def test_parameters_that_an_optimizer_changed_are_those_of_the_next_step() -> No
 @pytest.mark.gpu
 @ON_A_GPU
 def test_dropout_follows_the_seed_of_each_step() -> None:
-    device = torch.device("cuda")
-    made, heard = objective("music2vec", dropout=0.3).to(device), move(batch(), device)
-    graph_steps(made, device)
-    for _ in range(2):
-        made(heard)
+    made, heard = recorded_objective("music2vec", dropout=0.3)
 
     def loss(seed: int) -> Tensor:
         torch.manual_seed(seed)
