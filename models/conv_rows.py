@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from etude.models.first_conv import activated_product, activated_product_grad, fits
+from etude.models.window_products import window_conv, window_conv_input_grad
 
 _aten = torch.ops.aten
 
@@ -224,6 +225,9 @@ def conv(rows: Tensor, weight: Tensor, bias: Tensor | None, *, kernel: int, stri
     """Rows (N, C) by a weight (C', kernel C): (N', C'), without padding."""
     if _by_convolution(rows):
         return _as_rows(F.conv2d(_as_image(rows), _as_filters(weight, kernel), bias, (1, stride)))
+    if _by_windows(rows):
+        by_windows: Tensor = window_conv(rows, weight, bias, kernel, stride)
+        return by_windows
     count, channels = (len(rows) - kernel) // stride + 1, rows.shape[1]
     out: Tensor | None = None
     for step, columns in _parts(kernel, stride, channels):
@@ -255,6 +259,9 @@ def conv_input_grad(
             _as_image(grad), _as_image(rows), _as_filters(weight, kernel), *arguments
         )
         return _as_rows(image)
+    if _by_windows(rows):
+        by_windows: Tensor = window_conv_input_grad(grad, weight, len(rows), kernel, stride)
+        return by_windows
     (count, _), (length, channels) = grad.shape, rows.shape
     steps = count + (kernel - 1) // stride
     made = rows.new_empty(max(length, steps * stride), channels)
@@ -293,6 +300,11 @@ def _by_convolution(rows: Tensor) -> bool:
     gradient of the weight. What it computes is the same.
     """
     return rows.device.type == "cpu" and rows.dtype == torch.float32
+
+
+def _by_windows(rows: Tensor) -> bool:
+    """Whether products write each number once; on CPUs two that add are a fifth quicker."""
+    return rows.device.type == "cuda"
 
 
 def _as_image(rows: Tensor) -> Tensor:

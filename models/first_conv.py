@@ -32,7 +32,6 @@ def fits(patches: Tensor, weight: Tensor) -> bool:
     return (
         triton is not None
         and patches.device.type == "cuda"
-        and not torch.compiler.is_compiling()
         and patches.dtype == weight.dtype
         and patches.dtype in (torch.bfloat16, torch.float16)
         and taps in (16, 32)
@@ -40,6 +39,7 @@ def fits(patches: Tensor, weight: Tensor) -> bool:
     )
 
 
+@torch.library.custom_op("etude::activated_product", mutates_args=())
 def activated_product(patches: Tensor, weight: Tensor) -> Tensor:
     """``gelu(patches @ weight)`` as rows (B R, C) of patches (B, R, K) and weight (B, K, C)."""
     patches, weight = patches.contiguous(), weight.contiguous()
@@ -51,6 +51,12 @@ def activated_product(patches: Tensor, weight: Tensor) -> Tensor:
     return out
 
 
+@activated_product.register_fake
+def _(patches: Tensor, weight: Tensor) -> Tensor:
+    return patches.new_empty(patches.shape[0] * patches.shape[1], weight.shape[2])
+
+
+@torch.library.custom_op("etude::activated_product_grad", mutates_args=())
 def activated_product_grad(patches: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
     """Gradient of ``weight``, (B, K, C), from that of the activated rows (B R, C)."""
     patches, weight, grad = patches.contiguous(), weight.contiguous(), grad.contiguous()
@@ -61,6 +67,11 @@ def activated_product_grad(patches: Tensor, weight: Tensor, grad: Tensor) -> Ten
     grid = (_PARTS, channels // _CHANNELS, crops)
     _filter_grad[grid](patches, weight, grad, parts, rows, each, channels, taps, _ROWS, _CHANNELS)
     return parts.sum(dim=1).to(weight.dtype)
+
+
+@activated_product_grad.register_fake
+def _(patches: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
+    return torch.empty_like(weight)
 
 
 if triton is not None:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.utils.weight_norm import WeightNorm
 
 from etude.models.blocks import PositionEncoder, Wav2Vec2PositionalConv1d
 from etude.models.smooth import next_smooth
@@ -29,6 +30,9 @@ def convolve_by_fourier(positions: PositionEncoder) -> None:
     for module in positions.modules():
         if isinstance(module, nn.Conv1d):
             module.__class__ = _KINDS[type(module)]
+            for hook in module._forward_pre_hooks.values():
+                if isinstance(hook, WeightNorm):
+                    hook.__class__ = _WeightNormOnGpus
 
 
 class _OnGpus(nn.Conv1d):
@@ -49,11 +53,30 @@ class _PositionalOnGpus(_OnGpus, Wav2Vec2PositionalConv1d):  # type: ignore[misc
     """fairseq2 calls its class final; an instance is made one of these after it is built."""
 
 
+class _WeightNormOnGpus(WeightNorm):
+    """torch's own kernels for a norm of all but the last dimension take twenty times as long."""
+
+    def compute_weight(self, module: nn.Module) -> Tensor:
+        g, v = getattr(module, f"{self.name}_g"), getattr(module, f"{self.name}_v")
+        if v.device.type != "cuda" or self.dim < 0:  # below 0: one norm of all
+            made: Tensor = super().compute_weight(module)
+            return made
+        return normed_weight(v, g, dim=self.dim)
+
+
 # Made here, not at need: a module is pickled by its class's name.
 _KINDS: dict[type[nn.Conv1d], type[nn.Conv1d]] = {
     nn.Conv1d: _OnGpus,
     Wav2Vec2PositionalConv1d: _PositionalOnGpus,
 }
+
+
+def normed_weight(v: Tensor, g: Tensor, *, dim: int) -> Tensor:
+    """``g v / |v|``, a norm for each index of ``dim`` (Salimans and Kingma 2016, eq. 2)."""
+    others = [axis for axis in range(v.dim()) if axis != dim]
+    wide = torch.promote_types(v.dtype, torch.float32)
+    norm: Tensor = torch.linalg.vector_norm(v, dim=others, keepdim=True, dtype=wide)
+    return (v * (g / norm)).to(v.dtype)
 
 
 def fourier_conv(

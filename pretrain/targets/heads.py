@@ -30,7 +30,7 @@ class CosineHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """``hidden`` (N, D) to logits (K, N, V), float32."""
-        projected, classes = self._unit_vectors(hidden)
+        projected, classes, _ = self._unit_vectors(hidden)
         with torch.autocast(hidden.device.type, enabled=False):
             return torch.bmm(projected, classes.transpose(1, 2)) / self.temperature
 
@@ -40,17 +40,24 @@ class CosineHead(nn.Module):
         :param hidden: (N, D).
         :param labels: int64 (N, K).
         """
-        projected, classes = self._unit_vectors(hidden)
+        projected, classes, heard_in = self._unit_vectors(hidden)
         with torch.autocast(hidden.device.type, enabled=False):
             return cosine_cross_entropy(
-                projected, classes, labels, temperature=self.temperature, judge=self.judge
+                projected,
+                classes,
+                labels,
+                temperature=self.temperature,
+                judge=self.judge,
+                heard_in=heard_in,
             )
 
-    def _unit_vectors(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    def _unit_vectors(self, hidden: Tensor) -> tuple[Tensor, Tensor, torch.dtype]:
+        """Projected frames, classes, and the type that the projection had."""
         codebooks, _, final_dim = self.embedding.shape
         projected = self.projection(hidden).view(-1, codebooks, final_dim).transpose(0, 1)
         # Float32 from here on: cosines over 0.1 in bfloat16 would be steps of 0.04 nats.
-        return F.normalize(projected.float(), dim=-1), F.normalize(self.embedding.float(), dim=-1)
+        frames = F.normalize(projected.float(), dim=-1)
+        return frames, F.normalize(self.embedding.float(), dim=-1), projected.dtype
 
 
 def classification_metrics(

@@ -32,7 +32,17 @@ GEOMETRIES: dict[str, list[tuple[int, int, int]]] = {  # channels, kernel, strid
 EVERY_GEOMETRY = pytest.mark.parametrize("geometry", GEOMETRIES)
 BOTH_NORMS = pytest.mark.parametrize("layer_norm", [False, True], ids=["group", "layer"])
 EVERY_PART = pytest.mark.parametrize("part_bytes", [1, 1 << 30], ids=["crop by crop", "at once"])
+EVERY_WAY = pytest.mark.parametrize("way", ["oneDNN", "products", "windows"], indirect=True)
 BOTH_BIASES = pytest.mark.parametrize("bias", [False, True], ids=["unbiased", "biased"])
+
+
+@pytest.fixture
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How the convolutions after the first are computed, on whatever device."""
+    chosen: str = request.param
+    monkeypatch.setattr(conv_rows, "_by_convolution", lambda rows: chosen == "oneDNN")
+    monkeypatch.setattr(conv_rows, "_by_windows", lambda rows: chosen == "windows")
+    return chosen
 
 
 def random_stack(
@@ -153,12 +163,10 @@ def test_features_and_all_gradients_are_those_of_the_definition(
 @EVERY_GEOMETRY
 @BOTH_NORMS
 @BOTH_BIASES
-@pytest.mark.parametrize("products", [False, True], ids=["as on CPUs", "as on GPUs"])
+@EVERY_WAY
 def test_features_and_all_gradients_are_fairseq2s(
-    geometry: str, layer_norm: bool, bias: bool, products: bool, monkeypatch: pytest.MonkeyPatch
+    geometry: str, layer_norm: bool, bias: bool, way: str
 ) -> None:
-    if products:
-        monkeypatch.setattr(conv_rows, "_by_convolution", lambda rows: False)
     stack = random_stack(geometry, layer_norm=layer_norm, bias=bias)
     for rows, samples in ((1, 1300), (3, 1777)):
         waveform = noise(rows, samples)
@@ -185,8 +193,9 @@ def test_features_and_all_gradients_are_the_definitions_on_a_gpu(layer_norm: boo
 @EVERY_GEOMETRY
 @BOTH_NORMS
 @EVERY_PART
+@EVERY_WAY
 def test_no_result_depends_on_what_memory_held(
-    geometry: str, layer_norm: bool, part_bytes: int, monkeypatch: pytest.MonkeyPatch
+    geometry: str, layer_norm: bool, part_bytes: int, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(conv_rows, "_PART_BYTES_CPU", part_bytes)
     stack = random_stack(geometry, layer_norm=layer_norm, bias=True, dtype=torch.float64)
@@ -359,8 +368,9 @@ def test_a_crop_keeps_less_than_a_quarter_for_backward(layer_norm: bool, autocas
 
 
 @BOTH_NORMS
+@EVERY_WAY
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
-def test_a_compiler_takes_it_whole(layer_norm: bool, autocast: bool) -> None:
+def test_a_compiler_takes_it_whole(layer_norm: bool, way: str, autocast: bool) -> None:
     stack, waveform = random_stack("every form", layer_norm=layer_norm, bias=True), noise(2, 1300)
     torch._dynamo.reset()
     compiled = torch.compile(conv_features, backend="aot_eager", fullgraph=True)

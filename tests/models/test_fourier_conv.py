@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from etude.models.blocks import BatchLayout
-from etude.models.fourier_conv import fourier_conv
+from etude.models.fourier_conv import fourier_conv, normed_weight
 from etude.models.positions import build_positions
 
 GROUPS, CHANNELS = 4, 6
@@ -74,6 +74,18 @@ def test_what_is_made_has_the_type_of_a_convolution(dtype: torch.dtype, autocast
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         made = fourier_conv(x, weight, bias, groups=GROUPS, padding=(4, 4))
         assert made.dtype == F.conv1d(x, weight, bias, padding=4, groups=GROUPS).dtype
+
+
+@pytest.mark.parametrize("dim", [0, 2])
+def test_the_weight_norm_and_its_gradients_are_torchs(dim: int) -> None:
+    v = torch.randn(6, 4, 5, dtype=torch.float64, requires_grad=True)
+    g = torch.rand(torch.norm_except_dim(v, 2, dim).shape, dtype=torch.float64, requires_grad=True)
+    upstream = torch.randn(6, 4, 5, dtype=torch.float64)
+    ours, theirs = normed_weight(v, g, dim=dim), torch._weight_norm(v, g, dim)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0.0)
+    pairs = zip(*(torch.autograd.grad(w, (v, g), upstream) for w in (ours, theirs)), strict=True)
+    for one, other in pairs:
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("depth", [1, 3])

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from etude.pretrain.targets import cosine_loss
 from etude.pretrain.targets.heads import CosineHead
 
 DIM, CODEBOOKS, CLASSES, FINAL_DIM, TEMPERATURE = 12, 3, 11, 6, 0.1
@@ -164,3 +165,50 @@ def test_nothing_of_the_size_of_the_logits_is_kept_for_the_backward_pass() -> No
         plain = F.cross_entropy(logits[0], label[:, 0]) + F.cross_entropy(logits[1], label[:, 1])
     assert max(kept) >= rows * classes > 5 * largest_of_fused
     assert torch.allclose(fused, plain, atol=1e-5, rtol=0)
+
+
+def assert_as_good(found: list[Tensor], known: list[Tensor], exact: list[Tensor]) -> None:
+    """Not twice as far off as what is known to be good."""
+    for ours, theirs, truth in zip(found, known, exact, strict=True):
+        assert float((ours - truth).norm()) < 2.0 * float((theirs - truth).norm())
+
+
+def test_on_tensor_cores_cosines_keep_their_digits_and_gradients_those_of_half(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module, hidden, wanted = head(), frames().bfloat16(), labels().T
+    parameters = [module.projection.weight, module.embedding]
+
+    def results(autocast: bool = True) -> tuple[Tensor, list[Tensor]]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = module.loss(hidden if autocast else hidden.float(), wanted).loss
+        return loss.detach(), list(torch.autograd.grad(loss.sum(), parameters))
+
+    known, known_gradients = results()
+    exact, exact_gradients = results(autocast=False)
+    monkeypatch.setattr(cosine_loss, "_has_tensor_cores", lambda tensor: True)
+    found, gradients = results()
+    assert not torch.equal(found, known)  # it is another way
+    torch.testing.assert_close(found, known, rtol=1e-5, atol=1e-5)
+    assert_as_good(gradients, known_gradients, exact_gradients)
+    # What is heard in float32 stays as it was.
+    assert torch.equal(results(autocast=False)[0], exact)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_on_a_gpu_they_do_too() -> None:
+    module, hidden, wanted = head().cuda(), frames(4096).bfloat16().cuda(), labels(4096).T.cuda()
+    parameters = [module.projection.weight, module.embedding]
+
+    def by_logits(logits_KNV: Tensor) -> Tensor:
+        each = [F.cross_entropy(logits_KNV[k], wanted[:, k]) for k in range(CODEBOOKS)]
+        return torch.stack(each)
+
+    with torch.autocast("cuda", torch.bfloat16):
+        found, known = module.loss(hidden, wanted).loss, by_logits(module(hidden))
+    exact = by_logits(module(hidden.float()))
+    torch.testing.assert_close(found, known, rtol=1e-5, atol=1e-5)
+    assert_as_good(
+        *(list(torch.autograd.grad(each.sum(), parameters)) for each in (found, known, exact))
+    )
