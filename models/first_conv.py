@@ -77,20 +77,23 @@ def _(patches: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
 if triton is not None:
 
     @triton.jit
-    def _normal(x):  # type: ignore[no-untyped-def]
-        """exp(-x^2 / 2) and the share of a normal distribution below x, to 1e-7.
+    def _share_below(x):  # type: ignore[no-untyped-def]
+        """The share of a normal distribution below x, to 8e-6 of itself: half has 5e-4 at best.
 
-        Abramowitz and Stegun, "Handbook of Mathematical Functions" (1964), 7.1.26: a third of the
-        instructions of ``erf``, which would take longer than writing the result.
+        log2 of the share below -|x| is all but a parabola: a polynomial fitted to it on [0, 6], by
+        smallest largest error, takes half the time that ``erf`` takes, which is more than writing
+        the result does. Below -6 the share is 1e-9 or less.
         """
-        bell = tl.exp(-0.5 * x * x)
-        t = 1.0 / (1.0 + 0.3275911 * 0.7071067811865476 * tl.abs(x))
-        series = 1.061405429 * t - 1.453152027
-        series = series * t + 1.421413741
-        series = series * t - 0.284496736
-        series = series * t + 0.254829592
-        tail = 0.5 * series * t * bell
-        return bell, tl.where(x < 0, tail, 1.0 - tail)
+        a = tl.minimum(tl.abs(x), 6.0)
+        log = -1.83481452e-06 * a + 6.15983544e-05
+        log = log * a - 9.30525316e-04
+        log = log * a + 8.50789271e-03
+        log = log * a - 5.39600727e-02
+        log = log * a - 4.5846439e-01
+        log = log * a - 1.15125105
+        log = log * a - 9.99995294e-01
+        tail = tl.exp2(log)
+        return tl.where(x < 0, tail, 1.0 - tail)
 
     @triton.jit  # type: ignore[untyped-decorator]
     def _activate(  # type: ignore[no-untyped-def]
@@ -113,9 +116,8 @@ if triton is not None:
             channel = first + tl.arange(0, CHANNELS)
             at = (crop * TAPS + tap[:, None]) * channels + channel[None, :]
             x = tl.dot(patch, tl.load(weight + at))
-            _, below = _normal(x)
             to = out + place[:, None] * channels + channel[None, :]
-            tl.store(to, (x * below).to(out.dtype.element_ty), mask=inside)
+            tl.store(to, (x * _share_below(x)).to(out.dtype.element_ty), mask=inside)
 
     @triton.jit  # type: ignore[untyped-decorator]
     def _filter_grad(  # type: ignore[no-untyped-def]
@@ -143,8 +145,8 @@ if triton is not None:
             patch = tl.load(patches + place[:, None] * TAPS + tap[None, :], mask=inside, other=0.0)
             given = tl.load(grad + place[:, None] * channels + channel[None, :], inside, other=0.0)
             x = tl.dot(patch, factor)
-            bell, below = _normal(x)
-            slope = below + 0.3989422804014327 * x * bell
+            bell = tl.exp2(-0.7213475204444817 * x * x)  # exp(-x^2 / 2)
+            slope = _share_below(x) + 0.3989422804014327 * x * bell
             by_row = (given.to(tl.float32) * slope).to(patches.dtype.element_ty)
             total = tl.dot(tl.trans(patch), by_row, total)
         tl.store(parts + (crop * tl.num_programs(0) + part) * TAPS * channels + at, total)

@@ -80,6 +80,19 @@ def build_optimizer(
     )
 
 
+def skip_where_not_finite(optimizer: torch.optim.AdamW, norm: Tensor) -> Tensor:
+    """Lets the next ``step`` change nothing if ``norm`` is not finite, which the device decides.
+
+    So all of an update is on its way before the host waits to hear of it. As torch's gradient
+    scaler does it, which the fused AdamW knows.
+
+    :returns: 1 if the step will be skipped, else 0, scalar.
+    """
+    skipped = norm.isfinite().logical_not().float()
+    optimizer.found_inf = skipped  # type: ignore[attr-defined]
+    return skipped
+
+
 def gradient_norm(module: nn.Module) -> Tensor:
     """Norm of all gradients of ``module``, scalar."""
     gradients = [p.grad for p in module.parameters() if p.grad is not None]

@@ -18,6 +18,7 @@ from etude.pretrain.engine import (
     host_copy,
     move,
     read_tensors,
+    skip_where_not_finite,
 )
 from etude.pretrain.objective import StepOutput
 
@@ -63,11 +64,10 @@ class DdpEngine:
             group["lr"] = lr
         limit = self._clip_norm or float("inf")
         norm = torch.nn.utils.clip_grad_norm_(self.objective.parameters(), limit)
-        skipped = not bool(norm.isfinite())  # the one wait of an update
-        if not skipped:
-            self._optimizer.step()
+        skipped = skip_where_not_finite(self._optimizer, norm)
+        self._optimizer.step()
         self._optimizer.zero_grad()
-        return UpdateResult(norm, skipped)
+        return UpdateResult(norm, bool(skipped))  # the one wait of an update
 
     @torch.no_grad()
     def evaluate(self, batch: AudioBatch) -> StepOutput:

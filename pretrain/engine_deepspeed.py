@@ -20,6 +20,7 @@ from etude.pretrain.engine import (
     host_copy,
     move,
     read_tensors,
+    skip_where_not_finite,
 )
 from etude.pretrain.errors import CheckpointError
 from etude.pretrain.objective import StepOutput
@@ -55,9 +56,10 @@ class DeepSpeedEngine:
             # Done here, with the norm that is computed anyway.
             settings = {**settings, "gradient_clipping": 0.0}
         objective.to(world.device)
+        self._optimizer = build_optimizer(objective, config.optim, world.device)
         self._engine: Any = deepspeed.initialize(
             model=objective,
-            optimizer=build_optimizer(objective, config.optim, world.device),
+            optimizer=self._optimizer,
             config=settings,
             dist_init_required=False,
         )[0]
@@ -89,15 +91,12 @@ class DeepSpeedEngine:
             # Stage 0 would apply a non-finite gradient, and the parameters would be gone. After
             # the reduction every rank has the same gradient and so takes the same decision.
             norm = gradient_norm(self.objective)
-            if not bool(norm.isfinite()):  # the one wait of an update
-                self._engine.zero_grad()
-                self._engine.micro_steps += 1
-                return UpdateResult(norm, skipped=True)
+            skipped = skip_where_not_finite(self._optimizer, norm)
             if self._clip_norm:
                 parameters = self.objective.parameters()
                 torch.nn.utils.clip_grads_with_norm_(parameters, self._clip_norm, norm)
             self._engine.step()
-            return UpdateResult(norm, skipped=False)
+            return UpdateResult(norm, bool(skipped))  # the one wait of an update
         # The partitioned optimizer waits twice for the norm; a look of ours would be a third.
         self._engine.step()
         norm = torch.as_tensor(self._engine.get_global_grad_norm())
