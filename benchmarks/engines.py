@@ -8,7 +8,8 @@ run's engine does them. All engines live in each process, in random order within
 same on all ranks); time is CPU time of the process (on a GPU: wall time after a synchronisation),
 the slowest rank's, median with its range. With `--size small` hardly anything is computed, and what
 is left is the engine itself. `no engine` is plain PyTorch without clipping; with several ranks each
-way averages gradients. `--buckets` gives sizes of DeepSpeed's buckets in elements.
+way averages gradients. `--buckets` gives sizes of DeepSpeed's buckets in elements; `--compile` and
+`--cuda-graph` do what the settings under `train` do.
 """
 
 import argparse
@@ -27,6 +28,7 @@ import yaml
 from torch import distributed as dist
 
 from etude.data.batch import AudioBatch
+from etude.pretrain.compiling import compile_regions
 from etude.pretrain.config import Config
 from etude.pretrain.config_file import load_config
 from etude.pretrain.deepspeed_settings import deepspeed_settings
@@ -34,6 +36,8 @@ from etude.pretrain.distributed import World
 from etude.pretrain.engine import Engine, move
 from etude.pretrain.engine_ddp import DdpEngine
 from etude.pretrain.engine_deepspeed import DeepSpeedEngine
+from etude.pretrain.masked_prediction import MaskedPrediction
+from etude.pretrain.step_graph import graph_steps
 
 sys.path.insert(0, str(Path(__file__).parent))
 from step_ways.common import FINAL_DIM, GEOMETRY, Problem, adamw  # noqa: E402
@@ -85,11 +89,18 @@ def build(
 ) -> dict[str, Callable[[AudioBatch], None]]:
     config = run_config(problem, world)
     ways: dict[str, Callable[[AudioBatch], None]] = {}
+
+    def built() -> MaskedPrediction:
+        objective = build_objective(problem, "fast").to(world.device)
+        if options.compile and not compile_regions(objective, world.device):
+            raise SystemExit("--compile: torch.compile does not work here.")
+        if options.cuda_graph:
+            graph_steps(objective, world.device)
+        return objective
+
     if world.size == 1:
-        ways["no engine"] = bare(problem)
-    ways["ddp"] = driven(
-        DdpEngine(build_objective(problem, "fast"), config, world, micro_batches=1)
-    )
+        ways["no engine"] = bare(problem, built())
+    ways["ddp"] = driven(DdpEngine(built(), config, world, micro_batches=1))
     for stage in options.stages:
         for bucket in options.buckets:
             settings = deepspeed_settings(config, micro_batch=problem.crops, ranks=world.size)
@@ -97,13 +108,11 @@ def build(
             settings["zero_optimization"] = zero
             name = f"DeepSpeed stage {stage}"
             name += f", buckets of {bucket:,}" if len(options.buckets) > 1 else ""
-            objective = build_objective(problem, "fast")
-            ways[name] = driven(DeepSpeedEngine(objective, config, settings, world))
+            ways[name] = driven(DeepSpeedEngine(built(), config, settings, world))
     return ways
 
 
-def bare(problem: Problem) -> Callable[[AudioBatch], None]:
-    objective = build_objective(problem, "fast").to(problem.device)
+def bare(problem: Problem, objective: MaskedPrediction) -> Callable[[AudioBatch], None]:
     optimizer = adamw(objective.parameters())
 
     def update(batch: AudioBatch) -> None:
@@ -190,6 +199,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16")
     parser.add_argument("--stages", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--buckets", type=int, nargs="+", default=[25_000_000])
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--cuda-graph", action="store_true")
     return parser.parse_args()
 
 

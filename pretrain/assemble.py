@@ -236,7 +236,7 @@ def _hooks(
             hooks.append(Profile(folder.profile, objective, world.device))
         if world.device.type == "cuda":  # on a CPU, loading and training share the cores
             hooks.append(WarnOfWaiting(_MOST_WAITING))
-        if config.train.compile:
+        if config.train.compiles_on(world.device.type):
             hooks.append(ReportCompiling())
     limits = {"target_std": health.min_target_std, "prediction_std": health.min_prediction_std}
     hooks.append(StopAtCollapse(limits, after_steps=health.after_steps, saver=saver))

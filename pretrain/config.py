@@ -270,15 +270,15 @@ class TrainConfig(Section):
     engine: Literal["deepspeed", "ddp"] = "deepspeed"
     """What drives the optimizer: DeepSpeed, or plain torch DistributedDataParallel."""
 
-    compile: bool = False
+    compile: bool | Literal["auto"] = "auto"
     """Whether front end and layers go through torch.compile, which takes half a minute at the start
-    and needs a C++ compiler or, on a GPU, Triton; without them training goes on as written. Worth
-    it on a GPU (docs/performance.md)."""
+    and needs a C++ compiler or, on a GPU, Triton; without them training goes on as written.
+    ``auto``: on a GPU, where it pays (docs/performance.md)."""
 
-    cuda_graph: bool = False
+    cuda_graph: bool | Literal["auto"] = "auto"
     """Whether a GPU records a step at the second update and launches it as one from then on: faster
-    where few crops per GPU leave it waiting for the host. Not with ``profile``; no effect on a
-    CPU."""
+    where few crops per GPU leave it waiting for the host. ``auto`` does. Not with ``profile``; no
+    effect on a CPU."""
 
     max_skipped_updates: Natural = 10
     """Most updates with a non-finite gradient among the last ``skip_window`` that are borne."""
@@ -297,10 +297,13 @@ class TrainConfig(Section):
     """Whether a few updates after the first ones are recorded into ``RUN/profile/``: a trace, and
     the time that each part of an update takes (docs/planning.md)."""
 
-    @property
-    def records_steps(self) -> bool:
-        """Whether a GPU records its steps: a profile tells their parts apart."""
-        return self.cuda_graph and not self.profile
+    def compiles_on(self, device: str) -> bool:
+        """Whether a run on ``cuda`` or ``cpu`` goes through torch.compile."""
+        return device == "cuda" if self.compile == "auto" else self.compile
+
+    def records_on(self, device: str) -> bool:
+        """Whether it records its steps; not if profiled, for a profile tells their parts apart."""
+        return device == "cuda" and self.cuda_graph is not False and not self.profile
 
 
 class OptimConfig(Section):

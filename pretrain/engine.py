@@ -93,6 +93,12 @@ def skip_where_not_finite(optimizer: torch.optim.AdamW, norm: Tensor) -> Tensor:
     return skipped
 
 
+def set_training(module: nn.Module) -> None:
+    """``module.train()``, which walks through all modules, where that is not known to be done."""
+    if not module.training:
+        module.train()
+
+
 def gradient_norm(module: nn.Module) -> Tensor:
     """Norm of all gradients of ``module``, scalar."""
     gradients = [p.grad for p in module.parameters() if p.grad is not None]

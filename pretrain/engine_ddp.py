@@ -18,6 +18,7 @@ from etude.pretrain.engine import (
     host_copy,
     move,
     read_tensors,
+    set_training,
     skip_where_not_finite,
 )
 from etude.pretrain.objective import StepOutput
@@ -45,7 +46,7 @@ class DdpEngine:
 
     def accumulate(self, batch: AudioBatch) -> StepOutput:
         """Forward and backward; gradients travel with the update's last micro-batch alone."""
-        self.objective.train()
+        set_training(self.objective)
         self._accumulated += 1
         last = self._accumulated == self._micro_batches
         waiting = nullcontext() if self._parallel is None or last else self._parallel.no_sync()

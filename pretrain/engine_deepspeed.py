@@ -20,6 +20,7 @@ from etude.pretrain.engine import (
     host_copy,
     move,
     read_tensors,
+    set_training,
     skip_where_not_finite,
 )
 from etude.pretrain.errors import CheckpointError
@@ -76,7 +77,7 @@ class DeepSpeedEngine:
 
     def accumulate(self, batch: AudioBatch) -> StepOutput:
         """Forward and backward of one micro-batch; DeepSpeed divides by their number."""
-        self.objective.train()
+        set_training(self.objective)
         output: StepOutput = self._engine(move(batch, self._world.device))
         self._engine.backward(output.loss)
         if not self._engine.is_gradient_accumulation_boundary():

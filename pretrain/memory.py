@@ -178,11 +178,11 @@ def estimate_memory(
             weights, moments = whole + part, 2 * part
             gradients = (whole if stage == 1 else part) + min(bucket, whole)
             passing = part + (passing / ranks)
-    if device == "cuda" and config.train.records_steps:
+    if config.train.records_on(device):
         gradients += whole  # the graphs write theirs where nobody else may
     per_crop = _activation_bytes(config, device)
     kept = micro_batch * per_crop.kept
-    if device == "cuda" and config.train.compile:
+    if device == "cuda" and config.train.compiles_on(device):
         kept *= _COMPILED
     bf16 = config.train.precision == "bf16"
     copies = 2.0 * parameters.products if bf16 else 4.0 * _remade_weights(config.model)

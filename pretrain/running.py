@@ -32,9 +32,9 @@ def train(
     checkpoints = Checkpoints(folder.checkpoints, keep=config.checkpoint.keep, world=world)
     found = checkpoints.newest_valid()
     objective = build_objective(config, inputs)
-    if config.train.compile:
+    if config.train.compiles_on(world.device.type):
         compile_regions(objective, world.device)
-    if config.train.records_steps:
+    if config.train.records_on(world.device.type):
         graph_steps(objective, world.device)
     saver = SaveCheckpoints(
         checkpoints,

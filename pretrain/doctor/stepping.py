@@ -87,13 +87,17 @@ def time_updates(
     return UpdateTime(times[0] if accumulated > 1 else 0.0, times[-1], loss, _peak(world))
 
 
-def describe_updates(config: Config, inputs: Inputs, told: dict[int, UpdateTime]) -> Row:
+def describe_updates(
+    config: Config, inputs: Inputs, told: dict[int, UpdateTime], *, device: str
+) -> Row:
     """One row from all ranks' times: the slowest rank's, for the others wait for it."""
     share = inputs.share
     each = max(one.seconds(share.micro_batches) for one in told.values())
     peak = max(one.peak_bytes for one in told.values()) / 1e9
     hours = each * config.train.max_steps / 3600
-    left_out = [key for key in ("compile", "cuda_graph") if getattr(config.train, key)]
+    train = config.train
+    faster = {"compile": train.compiles_on(device), "cuda_graph": train.records_on(device)}
+    left_out = [key for key, used in faster.items() if used]
     plain = "".join(f", without train.{key}" for key in left_out)
     found = (
         f"{each:.3g} s per update of {share.global_batch} crops ({share.micro_batches} x "

@@ -61,7 +61,7 @@ def try_training(
         )
         return
     times = {rank: UpdateTime(**one) for rank, one in steps.items()}
-    yield describe_updates(run.config, run.inputs, times)
+    yield describe_updates(run.config, run.inputs, times, device=world.device.type)
     share = run.inputs.share
     slowest = max(one.seconds(share.micro_batches) for one in times.values())
     compressed = any(corpus.audio_format != "pcm16" for corpus in run.inputs.corpora)

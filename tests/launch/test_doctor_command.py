@@ -20,7 +20,7 @@ from etude.data.shards import Corpus
 
 MARKS = ("ok", "warning", "failed", "not checked")
 SECONDS = ("--seconds", "3", "--timeout", "60")
-OTHERWISE = ("data.workers=1", "train.engine=ddp", "train.cuda_graph=true")
+OTHERWISE = ("data.workers=1", "train.engine=ddp", "train.compile=true")
 
 
 def doctor(
@@ -129,7 +129,7 @@ def test_ranks_meet_and_the_slowest_is_named(done: dict[str, Done]) -> None:
 
 def test_an_update_is_timed_as_the_run_would_make_it(done: dict[str, Done]) -> None:
     assert "update of 8 crops (4 x 2 on each of 1 ranks, deepspeed)" in found(done["alone"], "step")
-    two = "update of 8 crops (2 x 2 on each of 2 ranks, ddp, without train.cuda_graph)"
+    two = "update of 8 crops (2 x 2 on each of 2 ranks, ddp, without train.compile)"
     assert two in found(done["two ranks"], "step")
     for name in ("alone", "two ranks"):
         assert re.search(r"crops/s are read, .* are trained on", found(done[name], "data speed"))

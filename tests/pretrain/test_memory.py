@@ -158,7 +158,7 @@ def of(config: Config, **changes: Any) -> Memory:
 
 
 def test_zero_divides_what_it_should() -> None:
-    config = load_config(MERT)
+    config = load_config(MERT, ["train.cuda_graph=false"])
     whole = 4.0 * count_parameters(config, classes_of(config)).trained
     bucket = 4.0 * 25_000_000
     stages = [of(config, stage=stage) for stage in (0, 1, 2)]
@@ -170,15 +170,26 @@ def test_zero_divides_what_it_should() -> None:
 
 
 def test_a_recorded_step_has_gradients_of_its_own() -> None:
-    plain = load_config(MERT)
+    plain = load_config(MERT, ["train.cuda_graph=false"])
     whole = 4.0 * count_parameters(plain, classes_of(plain)).trained
-    recorded = load_config(MERT, ["train.cuda_graph=true"])
+    recorded = load_config(MERT)
     for stage in (None, 0, 1, 2):
         extra = of(recorded, stage=stage).total - of(plain, stage=stage).total
         assert extra == pytest.approx(whole), stage
     assert of(recorded, device="cpu") == of(plain, device="cpu")
     profiled = load_config(MERT, ["train.cuda_graph=true", "train.profile=true"])
     assert of(profiled) == of(plain)
+
+
+def test_a_step_is_compiled_and_recorded_on_a_gpu_unless_told_otherwise() -> None:
+    def used(*words: str) -> list[tuple[bool, bool]]:
+        train = load_config(MERT, list(words)).train
+        return [(train.compiles_on(kind), train.records_on(kind)) for kind in ("cuda", "cpu")]
+
+    assert used() == [(True, True), (False, False)]
+    assert used("train.compile=true", "train.cuda_graph=true") == [(True, True), (True, False)]
+    assert used("train.compile=false", "train.cuda_graph=false") == [(False, False)] * 2
+    assert used("train.profile=true") == [(True, False), (False, False)]
 
 
 def test_memory_grows_with_the_micro_batch_and_not_on_a_gpu_with_attention_dropout() -> None:
