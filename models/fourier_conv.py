@@ -54,7 +54,10 @@ class _PositionalOnGpus(_OnGpus, Wav2Vec2PositionalConv1d):  # type: ignore[misc
 
 
 class _WeightNormOnGpus(WeightNorm):
-    """torch's own kernels for a norm of all but the last dimension take twenty times as long."""
+    """torch's own kernels for a norm of all but the last dimension take .8 ms of a step, these .2.
+
+    On an H200, for 768 x 48 x 128 numbers, forward and backward.
+    """
 
     def compute_weight(self, module: nn.Module) -> Tensor:
         g, v = getattr(module, f"{self.name}_g"), getattr(module, f"{self.name}_v")

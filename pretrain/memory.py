@@ -61,9 +61,9 @@ _CPU_ATTENTION, _CPU_ATTENTION_MAPS = 3.0, 3.0
 """With attention dropout on a CPU: per frame and width in bfloat16, which is cast, and float32 per
 head and pair of frames. A GPU's attention keeps no map."""
 
-_COMPILED = 1.4
+_COMPILED = 1.55
 """What compiled layers keep on a GPU, of what they keep as written: torch.compile chooses. Read off
-peaks on an H200 (docs/planning.md)."""
+peaks on an H200 (docs/planning.md). Compiled convolutions keep what they would make again."""
 
 _LONGEST_PATCH = 32
 """Kernel of a first convolution up to which its output is not kept (``models/conv_stack.py``)."""
@@ -182,8 +182,6 @@ def estimate_memory(
         gradients += whole  # the graphs write theirs where nobody else may
     per_crop = _activation_bytes(config, device)
     kept = micro_batch * per_crop.kept
-    if device == "cuda" and config.train.compiles_on(device):
-        kept *= _COMPILED
     bf16 = config.train.precision == "bf16"
     copies = 2.0 * parameters.products if bf16 else 4.0 * _remade_weights(config.model)
     in_layers = copies + kept + micro_batch * per_crop.in_layers
@@ -254,7 +252,7 @@ def most_crops(config: Config, kind: str) -> tuple[int, str]:
     """Crops beyond which ``auto`` does not go, whatever memory holds, and why not."""
     if kind == "cpu":
         return _MOST_ON_CPU, "on a CPU, larger ones are no faster"
-    largest = max(_front_end_bytes(config, 4.0)[1])
+    largest = max(_front_end_bytes(config, 4.0, compiled=False)[1])
     most = max(1, int(_INDEXED // max(1.0, largest)))
     return most, "tensors of 2^31 values and more take other ways through the libraries"
 
@@ -278,7 +276,8 @@ def _activation_bytes(config: Config, device: str) -> _CropBytes:
     frames = model.grid.num_frames(config.crop_samples)
     masked = masked_frames(objective.mask, frames)
     seen = frames if objective.decoder is None else frames - masked
-    front_end, outputs = _front_end_bytes(config, value)
+    compiled = device == "cuda" and config.train.compiles_on(device)
+    front_end, outputs = _front_end_bytes(config, value, compiled=compiled)
     once = model.impl == "fast" and not model.activation_dropout
     inner = _LAYER_FFN / 2 if once else _LAYER_FFN
     wide, blocks, dropped = _LAYER, 1, _LAYER_DROPOUT
@@ -307,6 +306,8 @@ def _activation_bytes(config: Config, device: str) -> _CropBytes:
             passing = max(passing, 2.0 * model.layers * value * frames * model.dim)
         if isinstance(target, CodecTargetConfig) and target.source == "online":
             passing = max(passing, float(_ONLINE_CODEC * config.crop_samples))
+    if compiled:
+        view *= _COMPILED
     return _CropBytes(
         kept=front_end + objective.views * view,
         in_layers=passing * objective.views,
@@ -315,7 +316,7 @@ def _activation_bytes(config: Config, device: str) -> _CropBytes:
     )
 
 
-def _front_end_bytes(config: Config, value: float) -> tuple[float, list[float]]:
+def _front_end_bytes(config: Config, value: float, *, compiled: bool) -> tuple[float, list[float]]:
     """Bytes that are kept of a crop, and values of each convolution's output."""
     model, samples = config.model, config.crop_samples
     frames = model.grid.num_frames(samples)
@@ -333,6 +334,7 @@ def _front_end_bytes(config: Config, value: float) -> tuple[float, list[float]]:
     else:
         long_first = model.conv_norm == "group" and model.conv_kernels[0] > _LONGEST_PATCH
         kept += value * _CONV["fast"] * sum(outputs[1:-1])
+        kept += value * sum(outputs[:-1]) if compiled else 0.0  # after their GELU
         # A long first kernel's output is kept by its norm, in float32, and by the next layer.
         kept += (4.0 + value) * outputs[0] if long_first else 0.0
     kept += value * _CONV_OUT * outputs[-1]
