@@ -88,9 +88,10 @@ def main() -> None:
 
 
 def ways(options: argparse.Namespace) -> list[str]:
-    """Those asked for; R with a reference alone, and beside A."""
+    """Those asked for; R with a reference alone, beside A; recorded steps on a GPU alone."""
     known = WAYS[options.family]
-    names = options.ways.split(",") if options.ways else [name for name in known if name != "R"]
+    apart = {"R"} if torch.cuda.is_available() else {"R", "graphed"}
+    names = options.ways.split(",") if options.ways else [n for n in known if n not in apart]
     if options.reference is not None and "R" not in names:
         names.insert(names.index("A") + 1 if "A" in names else len(names), "R")
     unknown = set(names) - set(known)

@@ -18,14 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from etude.models.conv_limits import PART_BYTES
 from etude.models.first_conv import activated_product, activated_product_grad, fits
 from etude.models.window_products import window_conv, window_conv_input_grad
 
 _aten = torch.ops.aten
-
-_PART_BYTES = 2 << 30
-_PART_BYTES_CPU = 32 << 20
-"""Size of the rows that are made at a time: on a GPU few products, on a CPU little memory."""
 
 
 class ActivatedConv(torch.autograd.Function):
@@ -175,10 +172,10 @@ class _Part(NamedTuple):
 
 
 def _parts_of_batch(source: Tensor, lead_weight: Tensor | None, crop_rows: int) -> Iterator[_Part]:
-    """Parts whose rows take about ``_PART_BYTES`` or, if that is more, one crop each."""
+    """Parts whose rows take about ``PART_BYTES`` or, if that is more, one crop each."""
     rows = len(source) if lead_weight is None else source.shape[0] * source.shape[1]
     channels = source.shape[1] if lead_weight is None else lead_weight.shape[2]
-    budget = _PART_BYTES_CPU if source.device.type == "cpu" else _PART_BYTES
+    budget = PART_BYTES["cpu" if source.device.type == "cpu" else "cuda"]
     each = max(1, budget // (crop_rows * channels * source.element_size()))
     crops = -(-rows // crop_rows)
     for first in range(0, crops, each):

@@ -25,13 +25,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from etude.models.blocks import Wav2Vec2FeatureExtractor
+from etude.models.conv_limits import LONGEST_PATCH
 from etude.models.conv_rows import ActivatedConv, lead
 from etude.models.frames import FrameGrid
 from etude.models.precision import product_dtype
-
-_LONGEST_PATCH = 32
-"""Samples of the first kernel up to which its norm is computed from patches: their moments cost the
-square of it per frame."""
 
 _FRAMES_AT_A_TIME = 256
 
@@ -114,7 +111,7 @@ def _first(
     """
     conv, norm = layer.conv, layer.group_norm
     kernel, stride = conv.kernel_size[0], conv.stride[0]
-    if norm is not None and kernel > _LONGEST_PATCH:
+    if norm is not None and kernel > LONGEST_PATCH:
         return _long_first(layer, waveform, frames=frames, dtype=dtype), None, None
     if norm is None:
         heard = waveform.to(dtype)

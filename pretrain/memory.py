@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 from etude.models.config import EncoderConfig
+from etude.models.conv_limits import LONGEST_PATCH, PART_BYTES
 from etude.pretrain.config import (
     CodecTargetConfig,
     Config,
@@ -65,17 +66,11 @@ _COMPILED = 1.55
 """What compiled layers keep on a GPU, of what they keep as written: torch.compile chooses. Read off
 peaks on an H200 (docs/planning.md). Compiled convolutions keep what they would make again."""
 
-_LONGEST_PATCH = 32
-"""Kernel of a first convolution up to which its output is not kept (``models/conv_stack.py``)."""
-
 # What comes and goes.
 
 _CONV_PASSING = 4.0
 """Values per frame and channel of the largest convolution, while its backward runs; ``fast`` takes
 a few crops at a time."""
-
-_CONV_PART = {"cuda": float(2 << 30), "cpu": float(32 << 20)}
-"""Bytes of these crops' output, unless one has more (``models/conv_rows.py``)."""
 
 _LAYER_PASSING = 4.0
 """Values per frame and inner width of one layer, while its backward runs."""
@@ -189,7 +184,7 @@ def estimate_memory(
     largest = per_crop.largest_output
     at_once = micro_batch * largest
     if config.model.impl == "fast":
-        at_once = min(at_once, max(largest, _CONV_PART[device]))
+        at_once = min(at_once, max(largest, PART_BYTES[device]))
     in_convolutions += _CONV_PASSING * at_once
     peak = max(in_layers, in_convolutions, passing)
     return Memory(
@@ -332,7 +327,7 @@ def _front_end_bytes(config: Config, value: float, *, compiled: bool) -> tuple[f
     if model.impl == "plain":
         kept += value * _CONV["plain"] * sum(outputs)
     else:
-        long_first = model.conv_norm == "group" and model.conv_kernels[0] > _LONGEST_PATCH
+        long_first = model.conv_norm == "group" and model.conv_kernels[0] > LONGEST_PATCH
         kept += value * _CONV["fast"] * sum(outputs[1:-1])
         kept += value * sum(outputs[:-1]) if compiled else 0.0  # after their GELU
         # A long first kernel's output is kept by its norm, in float32, and by the next layer.

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from training_parts import small_encoder
 
-from etude.models import conv_rows
+from etude.models import conv_limits, conv_rows
 from etude.models.blocks import BatchLayout, Wav2Vec2FeatureExtractor
 from etude.models.config import EncoderConfig
 from etude.models.conv_stack import conv_features
@@ -148,7 +148,7 @@ def test_features_and_all_gradients_are_those_of_the_definition(
     part_bytes: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(conv_rows, "_PART_BYTES_CPU", part_bytes)
+    monkeypatch.setitem(conv_limits.PART_BYTES, "cpu", part_bytes)
     stack = random_stack(geometry, layer_norm=layer_norm, bias=bias, dtype=torch.float64)
     for rows, samples in ((3, 1300), (1, 1300), (2, 1301), (2, 1303), (2, 1599), (2, 1921)):
         waveform = noise(rows, samples, torch.float64)
@@ -197,7 +197,7 @@ def test_features_and_all_gradients_are_the_definitions_on_a_gpu(layer_norm: boo
 def test_no_result_depends_on_what_memory_held(
     geometry: str, layer_norm: bool, part_bytes: int, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conv_rows, "_PART_BYTES_CPU", part_bytes)
+    monkeypatch.setitem(conv_limits.PART_BYTES, "cpu", part_bytes)
     stack = random_stack(geometry, layer_norm=layer_norm, bias=True, dtype=torch.float64)
     waveform = noise(2, 1303, torch.float64)
     wanted = results(conv_features, stack, waveform, by_waveform=True)
@@ -216,7 +216,7 @@ def test_no_result_depends_on_what_memory_held(
 def test_a_row_does_not_hear_the_others(
     geometry: str, layer_norm: bool, part_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conv_rows, "_PART_BYTES_CPU", part_bytes)
+    monkeypatch.setitem(conv_limits.PART_BYTES, "cpu", part_bytes)
     stack = random_stack(geometry, layer_norm=layer_norm, dtype=torch.float64)
     waveform = noise(3, 1700, torch.float64)
     with torch.no_grad():

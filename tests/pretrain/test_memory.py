@@ -115,9 +115,10 @@ def bytes_that_live() -> int:
     gc.collect()
     storages = {}
     for thing in gc.get_objects():
-        # Not isinstance, which wakes modules that warn when they are asked for anything; nor what
-        # a compiler left behind, which has no memory.
-        if type(thing) in (torch.Tensor, torch.nn.Parameter) and thing.device.type == "cpu":
+        # Not isinstance, which wakes modules that warn when they are asked for anything.
+        if type(thing) not in (torch.Tensor, torch.nn.Parameter) or thing.device.type != "cpu":
+            continue
+        if not torch._is_functional_tensor(thing):  # a compiler left it, and it has no memory
             for tensor in (thing, thing.grad if thing.is_leaf else None):
                 if tensor is not None:
                     storage = tensor.untyped_storage()
