@@ -1,10 +1,12 @@
 """How often an engine makes the host wait for the device in an update."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from campaigns.tiny_runs import make_corpus, write_recipe
 from engine_parts import DDP, LR, STAGES, Training
+from torch.utils._python_dispatch import TorchDispatchMode
 from waits import Waits
 
 pytestmark = pytest.mark.usefixtures("process_group")
@@ -36,3 +38,30 @@ def test_an_update_waits_once_or_with_a_partitioned_optimizer_twice(
     with Waits() as waits:
         training.engine.update(LR)
     assert sum(waits.found.values()) == most
+
+
+class Order(TorchDispatchMode):
+    """The names of operations, in the order in which they are launched."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("words", [DDP, STAGES[0]], ids=["ddp", "stage 0"])
+def test_all_of_an_update_is_launched_before_its_wait(recipe: Path, words: tuple[str, ...]) -> None:
+    training = Training(recipe, *words)
+    training.train(range(1))
+    source = training.batches(1)
+    for _ in range(training.inputs.share.micro_batches):
+        training.engine.accumulate(next(source))
+    with Order() as order:
+        training.engine.update(LR)
+    wait = order.names.index("_local_scalar_dense")
+    steps = [place for place, name in enumerate(order.names) if name == "_fused_adamw_"]
+    assert steps and max(steps) < wait
+    assert order.names.count("_local_scalar_dense") == 1
