@@ -3,7 +3,7 @@
 Frames are rows of a matrix (N, C). What lies side by side in time lies side by side in memory, so
 that kernel 2 with stride 2 is a reshape to (N / 2, 2 C) and one product; kernel 3 with stride 2 is
 the same and a second product, of every other row, which adds to the first. In general there is one
-product for every ``stride`` taps.
+product for every ``stride`` taps; a GPU has a form of its own (``window_products.py``).
 
 ``ActivatedConv`` is a convolution with all that comes between it and the one before. It keeps its
 input alone: norm and GELU are made again in backward, where they cost little beside the products,
