@@ -71,7 +71,7 @@ def activated_product_grad(patches: Tensor, weight: Tensor, grad: Tensor) -> Ten
 
 @activated_product_grad.register_fake
 def _(patches: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
-    return torch.empty_like(weight)
+    return weight.new_empty(weight.shape)  # in order, as what is summed up is
 
 
 if triton is not None:

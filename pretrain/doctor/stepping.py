@@ -14,7 +14,7 @@ import torch
 
 from etude.data.batch import AudioBatch
 from etude.pretrain.assemble import build_engine
-from etude.pretrain.config import Config
+from etude.pretrain.config import Config, TrainConfig
 from etude.pretrain.distributed import World
 from etude.pretrain.doctor.rows import NUMERICS, Row, failed, ok, warning
 from etude.pretrain.inputs import Inputs
@@ -95,10 +95,7 @@ def describe_updates(
     each = max(one.seconds(share.micro_batches) for one in told.values())
     peak = max(one.peak_bytes for one in told.values()) / 1e9
     hours = each * config.train.max_steps / 3600
-    train = config.train
-    faster = {"compile": train.compiles_on(device), "cuda_graph": train.records_on(device)}
-    left_out = [key for key, used in faster.items() if used]
-    plain = "".join(f", without train.{key}" for key in left_out)
+    plain = "".join(f", without train.{key}" for key in left_out(config.train, device))
     found = (
         f"{each:.3g} s per update of {share.global_batch} crops ({share.micro_batches} x "
         f"{share.micro_batch} on each of {share.ranks} ranks, {config.train.engine}{plain}); "
@@ -112,13 +109,24 @@ def describe_updates(
     return ok("step", found)
 
 
-def judge_data(loader: float, step: float, *, workers: int, hint: str) -> Row:
+def left_out(train: TrainConfig, device: str) -> list[str]:
+    """Settings of ``train`` that make a run's updates quicker than the ones that are timed here."""
+    faster = {"compile": train.compiles_on(device), "cuda_graph": train.records_on(device)}
+    return [key for key, used in faster.items() if used]
+
+
+def judge_data(
+    loader: float, step: float, *, workers: int, hint: str, faster: Sequence[str] = ()
+) -> Row:
     """Whether the loader keeps up, from crops per second of a rank, loaded and trained on.
 
     :param hint: what else would help.
+    :param faster: what was left out of the step; a run will want more data by so much.
     """
     waiting = waiting_share(loader, step, workers=workers)
     numbers = f"{loader:,.1f} crops/s are read, {step:,.1f} are trained on, per rank"
+    if faster:
+        numbers += f", and more with {' and '.join(f'train.{key}' for key in faster)}"
     if waiting <= _MOST_WAITING:
         return ok("data speed", f"data keeps up: {loader / step:.1f} x ({numbers})")
     return warning(

@@ -17,6 +17,7 @@ from etude.pretrain.doctor.stepping import (
     UpdateTime,
     describe_updates,
     judge_data,
+    left_out,
     time_updates,
 )
 
@@ -70,6 +71,7 @@ def try_training(
         share.micro_batch * share.micro_batches / slowest,
         workers=run.config.data.workers,
         hint=", or use pcm16 shards (launch/prepare.py --audio-format pcm16)" if compressed else "",
+        faster=left_out(run.config.train, world.device.type),
     )
 
 

@@ -3,7 +3,7 @@
 A float32 number is the sum of two of bfloat16, but for 2^-17 of it: what it rounds to, and the rest
 rounded. So a product is three, of which one matrix product with rows three times as long is made:
 
-    [high, high, rest] . [high, rest, high]        left out: rest . rest, 2^-18 of it
+    [high, high, rest] . [high, rest, high]        left out: rest . rest, 2^-16 of it at most
 """
 
 import torch

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 
 from etude.models import first_conv
@@ -44,6 +45,15 @@ def test_the_kernels_compute_what_is_written_as_triton_interprets_them() -> None
 def test_on_a_cpu_nothing_fits() -> None:
     patches = torch.zeros(1, 64, 16, dtype=torch.bfloat16)
     assert not first_conv.fits(patches, torch.zeros(1, 16, 128, dtype=torch.bfloat16))
+
+
+def test_a_compiler_is_told_the_layout_that_the_gradient_has() -> None:
+    with FakeTensorMode():
+        patches = torch.empty(2, 64, 16, dtype=torch.float16)
+        weight = torch.empty(2, 128, 16, dtype=torch.float16).transpose(1, 2)
+        grad = torch.empty(128, 128, dtype=torch.float16)
+        by_weight = first_conv.activated_product_grad(patches, weight, grad)
+    assert by_weight.shape == weight.shape and by_weight.is_contiguous()
 
 
 @pytest.mark.gpu

@@ -13,6 +13,7 @@ from torch.distributed import HashStore
 from training_parts import SMALL
 
 from etude.data.shards import Corpus
+from etude.pretrain.config import TrainConfig
 from etude.pretrain.config_file import load_config
 from etude.pretrain.distributed import World
 from etude.pretrain.doctor.collectives import rows_of_times, slowest
@@ -38,7 +39,7 @@ from etude.pretrain.doctor.mounts import mount_of, nearest_folder, read_mounts
 from etude.pretrain.doctor.opening import open_run
 from etude.pretrain.doctor.ranks import differences, identity, rows_of_ranks, sharing
 from etude.pretrain.doctor.rows import exit_status, failed, merged, ok, unchecked, verdict, warning
-from etude.pretrain.doctor.stepping import UpdateTime, judge_data, waiting_share
+from etude.pretrain.doctor.stepping import UpdateTime, judge_data, left_out, waiting_share
 from etude.pretrain.doctor.versions import check_versions, own_python, own_requirements
 
 CPU = torch.device("cpu")
@@ -290,9 +291,19 @@ def test_data_that_is_slower_than_training_is_a_bottleneck() -> None:
     slow = judge(5.0, 10.0)
     assert slow.mark == "warning" and "50% of the time" in slow.found
     assert slow.advice == "raise data.workers (now 2), or sing"
+    # A run that is quicker than what was timed needs more than that, which is said either way.
+    quicker = partial(judge, faster=["compile", "cuda_graph"])
+    for found in (quicker(40.0, 10.0).found, quicker(5.0, 10.0).found):
+        assert "per rank, and more with train.compile and train.cuda_graph)" in found
     # Without workers nothing is read while others compute.
     assert waiting_share(10.0, 10.0, workers=0) == 0.5
     assert waiting_share(10.0, 10.0, workers=1) == 0.0
+
+
+def test_what_a_run_has_and_the_timed_update_has_not_follows_from_the_device() -> None:
+    train = TrainConfig(max_steps=1, global_batch=1)
+    assert left_out(train, "cuda") == ["compile", "cuda_graph"]
+    assert left_out(train, "cpu") == []
 
 
 def test_a_checkpoint_is_counted_by_its_tensors() -> None:
