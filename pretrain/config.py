@@ -271,7 +271,7 @@ class TrainConfig(Section):
     """What drives the optimizer: DeepSpeed, or plain torch DistributedDataParallel."""
 
     compile: bool | Literal["auto"] = "auto"
-    """Whether front end and layers go through torch.compile, which takes half a minute at the start
+    """Whether front end and layers go through torch.compile, which takes 10 s or more at the start
     and needs a C++ compiler or, on a GPU, Triton; without them training goes on as written.
     ``auto``: on a GPU, where it pays (docs/performance.md)."""
 
