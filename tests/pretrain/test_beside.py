@@ -92,7 +92,8 @@ def test_a_guard_that_is_killed_leaves_nothing_behind_once_it_is_asked(tmp_path:
 
 
 def test_status_and_last_words_are_the_commands(tmp_path: Path) -> None:
-    code = "import sys; [print(n) for n in range(9)]; print('why', file=sys.stderr); sys.exit(3)"
+    code = "import sys; [print(n, flush=True) for n in range(9)]; "
+    code += "print('why', file=sys.stderr); sys.exit(3)"
     beside = Beside([sys.executable, "-c", code], cores=1, environment={}, said=tmp_path / "log")
     until = time.monotonic() + PATIENCE_SECONDS
     while (status := beside.status()) is None and time.monotonic() < until:

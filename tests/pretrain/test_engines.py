@@ -3,12 +3,14 @@
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from enum import Enum
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from engine_parts import DDP, ENGINES, LR, STAGES, Training
+from torch.utils import _pytree
 from training_parts import SMALL, small_quantizer
 
 from etude.data.shards import Corpus
@@ -119,6 +121,20 @@ def test_what_is_written_is_what_was_when_the_copy_was_made(
     continued.engine.load(tmp_path)
     assert continued.train(range(3, 6)) == expected
     assert_close(continued, straight)
+
+
+@pytest.mark.parametrize("words", STAGES, ids=["stage 0", "stage 1", "stage 2"])
+def test_no_member_of_an_enum_is_written(
+    recipe: Path, words: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Python 3.11.2, which is Debian's, pickles them so that nobody can load them safely."""
+    training = Training(recipe, *words)
+    training.train(range(1))
+    training.engine.snapshot()(tmp_path)
+    files = sorted(tmp_path.rglob("*.pt"))
+    states = [torch.load(file, weights_only=False) for file in files]
+    leaves = _pytree.tree_leaves(states)
+    assert leaves and not [leaf for leaf in leaves if isinstance(leaf, Enum)]
 
 
 def test_an_optimizer_partitioned_among_other_ranks_is_refused_in_words(

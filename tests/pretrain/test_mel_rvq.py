@@ -174,7 +174,8 @@ def test_a_run_learns_such_labels_and_shows_their_use(
     run(recipe, tmp_path / "run", *DDP, "data.workers=0", "train.precision=fp32", *looks)
     assert "residual labels of spectra have no phase" in caplog.text
     written = lines(tmp_path / "run")
-    assert written[-1]["tokens/q0/loss"] < written[0]["tokens/q0/loss"]
+    losses = [line["tokens/q0/loss"] for line in written if "tokens/q0/loss" in line]
+    assert sum(losses[-20:]) < sum(losses[:20]) and len(losses) >= 40  # each is of few crops
     for stage in range(3):
         assert written[-1][f"tokens/q{stage}/unigram_entropy"] > 0.5
 
