@@ -1,6 +1,7 @@
 """What drives the optimizer, as the trainer sees it."""
 
 from collections.abc import Callable, Mapping
+from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -106,10 +107,16 @@ def gradient_norm(module: nn.Module) -> Tensor:
 
 
 def host_copy(state: Any) -> Any:
-    """The same nested containers with copies of all tensors in the host's memory."""
+    """The same nested containers with copies of all tensors in the host's memory.
+
+    Of an enum's members, their values: Python before 3.11.4 pickles a member as a call of
+    ``getattr``, which nothing may load that executes nothing.
+    """
 
     def copy(leaf: Any) -> Any:
-        return leaf.detach().to("cpu", copy=True) if isinstance(leaf, Tensor) else leaf
+        if isinstance(leaf, Tensor):
+            return leaf.detach().to("cpu", copy=True)
+        return leaf.value if isinstance(leaf, Enum) else leaf
 
     return _pytree.tree_map(copy, state)
 

@@ -2,14 +2,12 @@
 
 import logging
 import os
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import distributed as dist
 from torch import nn
-from torch.utils import _pytree
 
 from etude.data.batch import AudioBatch
 from etude.pretrain.config import Config
@@ -159,12 +157,7 @@ class _SafeCheckpointEngine(TorchCheckpointEngine):  # type: ignore[misc]
         """Folders are made when the copies are written."""
 
     def save(self, state_dict: Any, path: str) -> None:
-        # As plain values: Python before 3.11.4 pickles an enum's member as a call of `getattr`,
-        # which nothing may load that executes nothing.
-        plain = _pytree.tree_map(
-            lambda leaf: leaf.value if isinstance(leaf, Enum) else leaf, state_dict
-        )
-        self._states[path] = host_copy(plain)
+        self._states[path] = host_copy(state_dict)
 
     def taken(self) -> dict[str, Any]:
         """What was saved since the last call, by path."""

@@ -123,15 +123,20 @@ def test_what_is_written_is_what_was_when_the_copy_was_made(
     assert_close(continued, straight)
 
 
+def saved(recipe: Path, words: tuple[str, ...], folder: Path) -> tuple[Training, list[Path]]:
+    """An engine after one update, and the files that it wrote."""
+    training = Training(recipe, *words)
+    training.train(range(1))
+    training.engine.snapshot()(folder)
+    return training, sorted(folder.rglob("*.pt"))
+
+
 @pytest.mark.parametrize("words", STAGES, ids=["stage 0", "stage 1", "stage 2"])
 def test_no_member_of_an_enum_is_written(
     recipe: Path, words: tuple[str, ...], tmp_path: Path
 ) -> None:
     """Python 3.11.2, which is Debian's, pickles them so that nobody can load them safely."""
-    training = Training(recipe, *words)
-    training.train(range(1))
-    training.engine.snapshot()(tmp_path)
-    files = sorted(tmp_path.rglob("*.pt"))
+    _, files = saved(recipe, words, tmp_path)
     states = [torch.load(file, weights_only=False) for file in files]
     leaves = _pytree.tree_leaves(states)
     assert leaves and not [leaf for leaf in leaves if isinstance(leaf, Enum)]
@@ -140,9 +145,7 @@ def test_no_member_of_an_enum_is_written(
 def test_an_optimizer_partitioned_among_other_ranks_is_refused_in_words(
     recipe: Path, tmp_path: Path
 ) -> None:
-    training = Training(recipe, *STAGES[1])
-    training.train(range(1))
-    training.engine.snapshot()(tmp_path)
+    training, _ = saved(recipe, STAGES[1], tmp_path)
     # As two ranks would have written it.
     (file,) = tmp_path.rglob("mp_rank_00_model_states.pt")
     state = torch.load(file, weights_only=False)
@@ -179,10 +182,7 @@ class _Payload:
 def test_deepspeed_executes_nothing_that_it_loads(
     recipe: Path, words: tuple[str, ...], tmp_path: Path
 ) -> None:
-    training = Training(recipe, *words)
-    training.train(range(1))
-    training.engine.snapshot()(tmp_path)
-    files = sorted(tmp_path.rglob("*.pt"))
+    training, files = saved(recipe, words, tmp_path)
     assert len(files) == (1 if words is STAGES[0] else 2), files
     for file in files:
         kept = file.read_bytes()
